@@ -1,0 +1,1 @@
+"""Ray Data, Train and Tune around `shine`, and the `shine` command."""

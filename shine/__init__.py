@@ -1,0 +1,1 @@
+"""Compositional temporal grounding: models, losses, negatives, data and metrics, without Ray."""

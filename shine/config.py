@@ -1,0 +1,282 @@
+"""Run configurations: frozen sections, one YAML file, dotted overrides.
+
+Imports neither torch nor ray, so a bad file fails in a second. A file states what a run changes;
+the defaults live here, once. `base: other.yaml` at the top of a file starts from another one.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shine.errors import InputError
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A section of a run configuration: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Annotations and negatives. Relative names start from `root`."""
+
+    root: str = "."
+    train: str = "train.jsonl"
+    # Splits that choose the checkpoint, carved from training videos. None: the published protocol
+    # (train on every row, keep the last epoch).
+    validation: dict[str, str] = {}
+    tests: dict[str, str] = {}  # read by `shine evaluate` and `shine negatives audit` alone
+    negatives: str | None = None  # hard negatives of the training queries; None: those in `train`
+    max_moments: Annotated[int, Field(ge=1, le=5)] = 5  # further moments of a training row are cut
+
+
+class NegativesConfig(Section):
+    """How hard negatives are made (`shine negatives generate`)."""
+
+    generator: Literal["corpus", "random"] = "corpus"
+    # Share of the maskable words that a level masks; least altered first. Charades-CG of the paper.
+    ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    tagger: str = "auto"
+    seed: int = 0
+
+    @field_validator("ratios")
+    @classmethod
+    def _rising(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if not ratios or list(ratios) != sorted(set(ratios)):
+            raise ValueError(f"needs one or more rising shares, got {list(ratios)}")
+        return ratios
+
+
+class FeaturesConfig(Section):
+    """Clip features: the folder of raw files and the packed store made from it."""
+
+    source: str = "features"  # one {vid}.npy or {vid}.npz per video
+    store: str = "store"  # written by `shine features pack`
+    width: Count | None = None  # columns a file must have; None: those of the first file
+    clip_seconds: Positive = 1.0
+    normalize: bool = True  # each clip to unit length, x / (|x| + 1e-5)
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+class TextConfig(Section):
+    """Who turns a query into token vectors."""
+
+    encoder: Literal["lexical"] = "lexical"
+    width: Count = 64  # of hashed word vectors; a word table brings its own
+    word_vectors: str | None = None  # table of a simulated world; relative to data.root
+    max_tokens: Count = 32
+
+
+class QdDetrConfig(Section):
+    """QD-DETR (CVPR 2023). Defaults: its QVHighlights recipe."""
+
+    backbone: Literal["qd_detr"] = "qd_detr"
+    hidden: Count = 256
+    heads: Count = 8
+    feedforward: Count = 1024
+    input_projections: Annotated[int, Field(ge=1, le=3)] = 2
+    encoder_layers: Count = 2  # of the text-to-video stack and of the video stack, each
+    decoder_layers: Count = 2
+    slots: Count = 10
+    dropout: Fraction = 0.1
+    input_dropout: Fraction = 0.5
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "QdDetrConfig":
+        if self.hidden % (2 * self.heads) or self.hidden % 4:
+            raise ValueError(
+                f"hidden must be a multiple of 4 and of twice heads; "
+                f"got hidden {self.hidden}, heads {self.heads}"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Weights and margins of the training loss.
+
+    Defaults are the QD-DETR baseline. SHINE adds `intra_weight`, `inter_weight` (coarse ranking)
+    and `fine_weights` (fine ranking): one per hard-negative level, and one for the unrelated query.
+    """
+
+    span_weight: Weight = 10.0
+    giou_weight: Weight = 1.0
+    label_weight: Weight = 4.0
+    background_weight: Positive = 0.1  # class weight of unmatched slots
+    rank_weight: Weight = 1.0  # saliency inside above outside and above the negative query
+    negative_weight: Weight = 1.0  # saliency of the negative query towards zero
+    intra_weight: Weight = 0.0
+    inter_weight: Weight = 0.0
+    intra_margin: Positive = 1.0  # logits
+    inter_margin: Positive = 2.0  # logits
+    top_divisor: Count = 8  # 1/8 of the inside clips are averaged
+    fine_weights: tuple[Weight, ...] = ()
+    fine_margins: tuple[Weight, ...] = ()
+    fine_order: Literal["relative", "absolute"] = "relative"
+
+    @model_validator(mode="after")
+    def _one_margin_per_term(self) -> "LossConfig":
+        if len(self.fine_weights) != len(self.fine_margins):
+            raise ValueError(
+                f"fine_weights and fine_margins need one value per term; "
+                f"got {len(self.fine_weights)} weights and {len(self.fine_margins)} margins"
+            )
+        if len(self.fine_weights) == 1:
+            raise ValueError(
+                "fine_weights needs one value per hard-negative level and one for the unrelated "
+                "query, so at least two; got one"
+            )
+        return self
+
+    @property
+    def num_hard_negatives(self) -> int:
+        """Levels of hard negatives that a training step encodes: 0 where no term uses them."""
+        return len(self.fine_weights) - 1 if any(self.fine_weights) else 0
+
+
+class TrainConfig(Section):
+    """The optimisation and the workers that share it. Results do not depend on `num_workers`."""
+
+    seed: int = 0
+    epochs: Count = 200
+    batch_size: Count = 32  # of the whole run, not of a worker
+    learning_rate: Positive = 1e-4
+    weight_decay: Weight = 1e-4
+    clip_norm: Positive = 0.1
+    drop_epoch: Count | None = None  # epochs after which the rate falls to a tenth, again and again
+    bucket_batches: Count = 16  # rows are sorted by length within so many batches
+    num_workers: Annotated[int, Field(ge=0)] = 2  # 0: in this process, without Ray
+    gpu: bool = False  # one GPU per worker
+    threads: Count = 1  # of each worker, on a CPU
+    evaluate_every: Count = 1  # epochs
+    max_failures: Annotated[int, Field(ge=0)] = 1  # lost workers a run survives
+
+
+class EvaluateConfig(Section):
+    """What `shine evaluate` measures and how predictions are finished."""
+
+    batch_size: Count = 100
+    nms_threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # IoU; None: off
+    negatives: str | None = None  # of test queries, for saliency sanity; relative to data.root
+    bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples of an interval; 0: none
+
+
+class Config(Section):
+    """A run configuration."""
+
+    data: DataConfig = DataConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    text: TextConfig = TextConfig()
+    model: QdDetrConfig = QdDetrConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def path(self, name: str) -> Path:
+        """The file that a relative name of this configuration means."""
+        return Path(self.data.root) / name
+
+    def to_yaml(self) -> str:
+        """Every value, defaults included, as a file that `load_config` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The validated configuration of a YAML file with dotted overrides on top.
+
+    Args:
+        path: the file; None starts from the defaults.
+        overrides: `section.key=value`; the value is read as YAML.
+
+    Raises:
+        InputError: the file cannot be read, or a key or a value is wrong.
+    """
+    values = _read(Path(path), ()) if path is not None else {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or "." not in key:
+            raise InputError(
+                f"expected an override of the form section.key=value, such as train.epochs=3; "
+                f"got {override!r}"
+            )
+        values = _merge(values, _nest(key.split("."), _parse(text, f"override {override!r}")))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        where = str(path) if path is not None else "the configuration"
+        raise InputError("; ".join(_sentence(item, where) for item in error.errors())) from None
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: `base` leads back to this file; remove one of the links")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"cannot read configuration {path}: {reason}") from None
+    values = _parse(text, str(path)) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected sections with keys, got a {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise InputError(f"{path}: `base` must name one configuration file, got {base!r}")
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _nest(keys: list[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`; maps of a section merge, everything else is replaced whole."""
+    merged = dict(low)
+    for key, value in high.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(old, value) if both else value
+    return merged
+
+
+def _sentence(item: Any, where: str) -> str:
+    """One pydantic error in our words."""
+    keys = [str(part) for part in item["loc"]]
+    name = ".".join(keys)
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], known := _fields(keys[:-1]), 1, 0.0)
+        hint = f"the nearest is {'.'.join([*keys[:-1], near[0]])!r}" if near else f"known: {known}"
+        return f"{where}: unknown key {name!r}; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    if isinstance(item["input"], Section | dict):
+        return f"{where}: {name}: {message}"
+    return f"{where}: {name}: {message}, got {item['input']!r}"
+
+
+def _fields(keys: list[str]) -> list[str]:
+    section: Any = Config
+    for key in keys:
+        annotation = section.model_fields[key].annotation
+        section = next(
+            (a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Section
+        )
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""Annotations, features, text, batches, and the planted world."""

@@ -1,0 +1,78 @@
+"""What a training or evaluation step works on, one annotated field per tensor.
+
+A *row* is one query of one video. The texts of a row are stacked on a leading `text` axis: 0 is the
+row's own query, 1 the query of another video (its partner), 2.. its hard negatives, least altered
+first. Evaluation has text 0 alone.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class _Movable:
+    """Moves every tensor of a dataclass at once."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same content on `device`; copies from pinned memory do not wait."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(self, field.name), Tensor | _Movable)
+        }
+        return replace(self, **moved)  # pyright: ignore[reportType]
+
+
+@dataclass(frozen=True)
+class Inputs(_Movable):
+    """What the model sees."""
+
+    clips: Float[Tensor, "video clip feature"]  # features and two temporal end points, 0 on padding
+    clip_mask: Bool[Tensor, "video clip"]  # True where a clip is real
+    video: Int[Tensor, " row"]  # the video of each row: an index into the first axis of clips
+    tokens: Float[Tensor, "text row token width"]
+    token_mask: Bool[
+        Tensor, "text row token"
+    ]  # at least one real token even where a text is absent
+
+
+@dataclass(frozen=True)
+class Targets(_Movable):
+    """What the losses compare with.
+
+    The counts are those of the *global* batch divided by the number of workers: a local sum over a
+    count, averaged over workers as DDP averages gradients, is the mean of the global batch.
+    """
+
+    spans: Float[Tensor, "row moment 2"]  # (center, width) in [0, 1] of the video
+    moment_mask: Bool[Tensor, "row moment"]
+    relevance: Float[Tensor, "row clip"]  # graded saliency label, 0 outside; 1 inside by default
+    inside: Bool[Tensor, "row clip"]  # clips that overlap a moment
+    outside: Bool[Tensor, "row clip"]  # the other real clips
+    text_valid: Bool[Tensor, "text row"]  # False where the row lacks that text
+    num_rows: Float[Tensor, ""]
+    num_moments: Float[Tensor, ""]
+    num_outside: Float[Tensor, ""]  # rows with at least one outside clip
+    num_both: Float[
+        Tensor, "text text"
+    ]  # rows that have both texts; the diagonal: rows that have one
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """One step's share of one worker."""
+
+    inputs: Inputs
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the model answers."""
+
+    logits: Float[Tensor, "layer row slot 2"]  # class 0 is foreground
+    spans: Float[Tensor, "layer row slot 2"]  # (center, width); the last layer is the prediction
+    saliency: Float[Tensor, "text row clip"]  # logits; padding clips hold anything

@@ -1,0 +1,1 @@
+"""From captions to hard negatives: tagging, masking, vocabulary, generators, validation."""

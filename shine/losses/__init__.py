@@ -1,0 +1,1 @@
+"""Training losses: pure functions from tensors to a scalar, and the criterion that weighs them."""

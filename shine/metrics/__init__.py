@@ -1,0 +1,1 @@
+"""Retrieval and composition metrics: pure functions on arrays."""
