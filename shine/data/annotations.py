@@ -1,0 +1,169 @@
+"""Annotation files of the field: JSON Lines with one query of one video per line."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shine.errors import InputError
+
+Moment = tuple[float, float]  # [start, end] in seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One query of one video with the moments that it describes, as annotated."""
+
+    qid: str
+    vid: str
+    query: str
+    duration_seconds: float
+    moments: tuple[Moment, ...]  # may end after the video; clamp for training, not for evaluation
+    negatives: tuple[str, ...] = ()  # hard negatives in the file itself, least altered first
+
+
+def read_annotations(path: str | Path) -> list[Annotation]:
+    """Every line of an annotation file, in order.
+
+    Raises:
+        InputError: the file is missing, empty or malformed, a query id occurs twice, or a moment is
+            empty, reversed or outside its video; the sentence names the file and the line.
+    """
+    path = Path(path)
+    annotations: list[Annotation] = []
+    lines: dict[str, int] = {}
+    for number, record in _records(path):
+        where = f"{path}, line {number}"
+        annotation = _annotation(record, where)
+        if (first := lines.setdefault(annotation.qid, number)) != number:
+            raise InputError(
+                f"{where}: query id {annotation.qid!r} was used on line {first}; make ids unique"
+            )
+        annotations.append(annotation)
+    if not annotations:
+        raise InputError(f"{path}: expected at least one annotation, the file is empty")
+    return annotations
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """`records` stand in `path`, one JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def to_record(annotation: Annotation) -> dict[str, Any]:
+    """The line of an annotation file that reads back as `annotation`."""
+    record: dict[str, Any] = {
+        "qid": annotation.qid,
+        "query": annotation.query,
+        "duration": annotation.duration_seconds,
+        "vid": annotation.vid,
+        "relevant_windows": [list(moment) for moment in annotation.moments],
+    }
+    if annotation.negatives:
+        record["recomposed_queries"] = list(annotation.negatives)
+    return record
+
+
+def clamp_moments(annotation: Annotation) -> tuple[Moment, ...]:
+    """The moments of `annotation`, none ending after its video."""
+    end = annotation.duration_seconds
+    return tuple((start, min(stop, end)) for start, stop in annotation.moments)
+
+
+def normalized(query: str) -> str:
+    """`query` as compared with others: lower case, single blanks, no punctuation at word ends."""
+    words = (word.strip(".,!?;:\"'()") for word in query.lower().split())
+    return " ".join(word for word in words if word)
+
+
+def _records(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: not valid JSON ({error.msg} at column "
+                        f"{error.colno}); expected one object per line"
+                    ) from None
+                if not isinstance(record, dict):
+                    raise InputError(
+                        f"{path}, line {number}: expected an object with qid, vid, query, duration "
+                        f"and relevant_windows, got a {type(record).__name__}"
+                    )
+                yield number, record
+    except OSError as error:
+        raise InputError(f"cannot read annotations {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read annotations {path}: not UTF-8 text") from None
+
+
+def _annotation(record: dict[str, Any], where: str) -> Annotation:
+    missing = [
+        key
+        for key in ("qid", "vid", "query", "duration", "relevant_windows")
+        if record.get(key) is None
+    ]
+    if missing:
+        raise InputError(f"{where}: missing {', '.join(missing)}")
+    qid, vid, query = str(record["qid"]), record["vid"], record["query"]
+    if not isinstance(query, str) or not query.strip():
+        raise InputError(f"{where}: expected a sentence as query, got {query!r}")
+    if not isinstance(vid, str) or not vid or vid in (".", "..") or set(vid) & set("/\\\0"):
+        raise InputError(
+            f"{where}: expected a video id that can be a file name, without slashes; got {vid!r}"
+        )
+    duration = _seconds(record["duration"])
+    if duration is None or duration <= 0:
+        raise InputError(
+            f"{where}: expected a positive duration in seconds, got {record['duration']!r}"
+        )
+    windows = record["relevant_windows"]
+    if not isinstance(windows, list) or not windows:
+        raise InputError(f"{where}: expected relevant_windows [[start, end], ...], got {windows!r}")
+    return Annotation(
+        qid=qid,
+        vid=vid,
+        query=query,
+        duration_seconds=duration,
+        moments=tuple(_moment(window, duration, f"{where}, query {qid}") for window in windows),
+        negatives=_negatives(record.get("recomposed_queries"), where),
+    )
+
+
+def _moment(window: Any, duration: float, where: str) -> Moment:
+    ends = [_seconds(value) for value in window] if isinstance(window, Sequence) else []
+    if len(ends) != 2 or ends[0] is None or ends[1] is None:
+        raise InputError(f"{where}: expected a moment [start, end] in seconds, got {window!r}")
+    start, end = ends[0], ends[1]
+    if end <= start:
+        kind = "empty" if end == start else "reversed"
+        raise InputError(f"{where}: the moment [{start}, {end}] is {kind}; correct or remove it")
+    if start < 0:
+        raise InputError(f"{where}: the moment [{start}, {end}] starts before its video")
+    if start >= duration:
+        raise InputError(
+            f"{where}: the moment [{start}, {end}] starts at or after the end of its video "
+            f"({duration} s); correct the moment or the duration"
+        )
+    return start, end
+
+
+def _negatives(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise InputError(f"{where}: expected recomposed_queries as a list of sentences")
+    return tuple(value)
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
