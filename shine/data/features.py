@@ -1,0 +1,266 @@
+"""Clip features: raw files in, one packed and checksummed store, memory-mapped views out.
+
+A store is a folder: `shard-*.arrow` (uncompressed Arrow IPC, the clips of many videos end to end),
+`videos.parquet` (where each video lies) and `manifest.json`, written last: a folder without it was
+never finished and is not read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from shine.config import FeaturesConfig
+from shine.errors import InputError
+
+MANIFEST = "manifest.json"
+_VIDEOS = "videos.parquet"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One written shard: what the manifest needs to know of it."""
+
+    file: str
+    sha256: str
+    vids: tuple[str, ...]
+    num_clips: tuple[int, ...]  # of each video
+    refused: tuple[str, ...]  # one sentence for each video that was left out
+
+
+def read_feature_file(source: Path, vid: str, width: int | None) -> np.ndarray:
+    """The clips of one video, float32 [clip, feature], from `{vid}.npy` or `{vid}.npz`.
+
+    An npz holds its array under `features`, or one array alone. Nothing in a file is executed.
+
+    Raises:
+        InputError: there is no such file, or it is not a finite [clip, feature] array of `width`.
+    """
+    path = next((p for ext in ("npy", "npz") if (p := source / f"{vid}.{ext}").is_file()), None)
+    if path is None:
+        raise InputError(f"no features of video {vid}: expected {source / vid}.npy or .npz")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            clips = loaded
+        else:
+            with loaded:
+                names = loaded.files
+                if "features" not in names and len(names) != 1:
+                    raise InputError(f"{path}: expected one array or one named features: {names}")
+                clips = loaded["features" if "features" in names else names[0]]
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read as a numeric array: {error}") from None
+    if clips.ndim != 2 or not len(clips) or clips.dtype.kind not in "fiu":
+        raise InputError(
+            f"{path}: expected numbers of shape [clip, feature], got {clips.dtype} {clips.shape}"
+        )
+    if width is not None and clips.shape[1] != width:
+        raise InputError(
+            f"{path}: expected {width} columns, got {clips.shape[1]}; check features.width and "
+            f"that every file comes from the same extractor"
+        )
+    finite = np.isfinite(clips).all(axis=1)
+    if not finite.all():
+        raise InputError(f"{path}: NaN or infinity in clip {int(np.argmin(finite))}; extract again")
+    return clips.astype(np.float32)
+
+
+def write_shard(folder: Path, index: int, vids: Sequence[str], config: FeaturesConfig) -> Shard:
+    """One shard with the clips of `vids`, read from `config.source` (an absolute folder).
+
+    A video whose file cannot be used is left out with its reason; the others are written.
+    """
+    kept: list[str] = []
+    arrays: list[np.ndarray] = []
+    refused: list[str] = []
+    dtype = np.dtype(config.dtype)
+    for vid in vids:
+        try:
+            clips = read_feature_file(Path(config.source), vid, config.width)
+            if config.normalize:
+                clips = clips / (np.linalg.norm(clips, axis=1, keepdims=True) + 1e-5)
+            if np.abs(clips).max() > np.finfo(dtype).max:
+                raise InputError(
+                    f"{Path(config.source) / vid}: {np.abs(clips).max():.3g} does not fit "
+                    f"{config.dtype}; set features.dtype=float32 or features.normalize=true"
+                )
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        kept.append(vid)
+        arrays.append(clips.astype(dtype))
+    if not arrays:
+        return Shard("", "", (), (), tuple(refused))
+    flat = np.concatenate(arrays)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+    name = f"shard-{index:05d}.arrow"
+    temporary = folder / f".{name}.{os.getpid()}"
+    table = pa.table({"clips": column})
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=len(flat))
+    digest = sha256(temporary)
+    temporary.replace(folder / name)
+    return Shard(name, digest, tuple(kept), tuple(len(clips) for clips in arrays), tuple(refused))
+
+
+def write_manifest(
+    folder: Path, shards: Iterable[Shard], config: FeaturesConfig, simulated: str | None
+) -> dict[str, Any]:
+    """The store in `folder` is complete and can be opened; returns its manifest."""
+    shards = [shard for shard in shards if shard.file]
+    rows = [
+        {"vid": vid, "shard": shard.file, "offset": offset, "num_clips": length}
+        for shard in shards
+        for vid, length, offset in zip(
+            shard.vids,
+            shard.num_clips,
+            np.cumsum((0, *shard.num_clips[:-1])).tolist(),
+            strict=True,
+        )
+    ]
+    width = FeatureStore.shard_width(folder / shards[0].file)
+    pq.write_table(pa.Table.from_pylist(rows), folder / _VIDEOS)
+    manifest = {
+        "format": _FORMAT,
+        "width": width,
+        "clip_seconds": config.clip_seconds,
+        "normalize": config.normalize,
+        "dtype": config.dtype,
+        "num_videos": len(rows),
+        "num_clips": sum(row["num_clips"] for row in rows),
+        "simulated": simulated,
+        "videos_sha256": sha256(folder / _VIDEOS),
+        "shards": {shard.file: shard.sha256 for shard in shards},
+    }
+    temporary = folder / f".{MANIFEST}.{os.getpid()}"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    temporary.replace(folder / MANIFEST)
+    return manifest
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A packed store, opened: views into memory-mapped shards that a node's processes share."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    _place: dict[str, tuple[str, int, int]]  # vid -> (shard, offset, num_clips)
+    _shards: dict[str, np.ndarray]  # shard -> [clip, feature]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """The store in `folder`.
+
+        Raises:
+            InputError: there is no finished store, or it does not hold what its manifest says.
+        """
+        folder = Path(folder)
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except OSError:
+            raise InputError(
+                f"no feature store in {folder}: make it with `shine features pack --config ...`, "
+                f"or set features.store"
+            ) from None
+        except ValueError:
+            raise InputError(
+                f"{folder / MANIFEST} is not valid JSON; pack the features again"
+            ) from None
+        if manifest.get("format") != _FORMAT:
+            raise InputError(
+                f"{folder}: expected a store of format {_FORMAT}, got {manifest.get('format')}; "
+                f"pack the features again"
+            )
+        if (
+            not (folder / _VIDEOS).is_file()
+            or sha256(folder / _VIDEOS) != manifest["videos_sha256"]
+        ):
+            raise InputError(f"{folder / _VIDEOS} is not the one that was packed; pack again")
+        columns = pq.read_table(folder / _VIDEOS).to_pydict()
+        place = {
+            vid: (shard, offset, length)
+            for vid, shard, offset, length in zip(
+                columns["vid"],
+                columns["shard"],
+                columns["offset"],
+                columns["num_clips"],
+                strict=True,
+            )
+        }
+        shards = {name: cls._map(folder / name) for name in manifest["shards"]}
+        return cls(folder, manifest, place, shards)
+
+    @staticmethod
+    def shard_width(path: Path) -> int:
+        """Columns of the clips of one shard."""
+        return FeatureStore._map(path).shape[1]
+
+    @staticmethod
+    def _map(path: Path) -> np.ndarray:
+        try:
+            column = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column(0)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(
+                f"{path}: not a whole shard ({error}); pack the features again"
+            ) from None
+        width = column.type.list_size
+        return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+
+    @property
+    def width(self) -> int:
+        """Columns of a clip."""
+        return self.manifest["width"]
+
+    @property
+    def simulated(self) -> str | None:
+        """What was simulated, where the features are not those of real videos."""
+        return self.manifest["simulated"]
+
+    def num_clips(self, vid: str) -> int:
+        """Clips of one video.
+
+        Raises:
+            InputError: the store does not hold the video.
+        """
+        return self._find(vid)[2]
+
+    def clips(self, vid: str) -> np.ndarray:
+        """The clips of one video, [clip, feature], a read-only view of the mapped file."""
+        shard, offset, length = self._find(vid)
+        return self._shards[shard][offset : offset + length]
+
+    def verify(self) -> None:
+        """Every shard is the one that was packed.
+
+        Raises:
+            InputError: a shard was changed or cut after packing.
+        """
+        for name, digest in self.manifest["shards"].items():
+            if sha256(self.folder / name) != digest:
+                raise InputError(f"{self.folder / name} was changed after packing; pack again")
+
+    def _find(self, vid: str) -> tuple[str, int, int]:
+        if vid not in self._place:
+            raise InputError(
+                f"the feature store {self.folder} does not hold video {vid}; add its file to "
+                f"features.source and pack again"
+            )
+        return self._place[vid]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
