@@ -2,7 +2,7 @@
 
 `model.safetensors` holds all parameters and buffers, `optimizer.safetensors` the moments and step
 of every parameter, `state.json` the position in the run. Random numbers, learning rate and sample
-order are functions of the seed and that position (`shine.engine`), so there is nothing more to keep.
+order are functions of the seed and that position (see `shine.engine`): nothing else is kept.
 """
 
 import json

@@ -32,7 +32,8 @@ class Dataset:
     video: Int[np.ndarray, " row"]  # equal for rows of one video
     num_clips: Int[np.ndarray, " row"]
     clip_seconds: Float[np.ndarray, " row"]
-    moments: Float[np.ndarray, "row moment 2"]  # seconds, clamped to the video
+    moments: Float[np.ndarray, "row moment 2"]  # seconds, clamped to the video, for training
+    annotated: Float[np.ndarray, "row moment 2"]  # seconds, as annotated, for evaluation
     moment_mask: Bool[np.ndarray, "row moment"]
     inside: Bool[np.ndarray, "row clip"]  # clips that overlap a moment, up to the longest video
     has_outside: Bool[np.ndarray, " row"]
@@ -85,6 +86,7 @@ class Dataset:
             num_clips=num_clips,
             clip_seconds=clip_seconds,
             moments=moments,
+            annotated=_pad_moments([row.moments[:max_moments] for row in annotations])[0],
             moment_mask=moment_mask,
             inside=inside,
             has_outside=inside.sum(axis=1) < num_clips,

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -108,6 +109,10 @@ class TextTable:
             self._starts = np.cumsum(self._lengths) - self._lengths
             self._new = []
         return np.array(numbers, np.int64)
+
+    def text(self, number: int) -> str:
+        """The text of a number that `add` gave."""
+        return next(islice(self._ids, number, None))
 
     @property
     def width(self) -> int:

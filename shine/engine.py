@@ -1,0 +1,341 @@
+"""One training step, one evaluation pass, and the loop around them.
+
+The loop sees only a `Backend`: who am I among how many, sum this over all, keep this checkpoint.
+Ray Train is one (`pipelines.train`), `LocalBackend` the other. What a run computes does not depend
+on the backend or the number of workers: order and partners come from the sampler, counts from the
+global batch, random numbers from (seed, step, rank).
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shine.checkpoints import Position, load_checkpoint, save_checkpoint
+from shine.config import Config, TrainConfig
+from shine.data.batch import Batch
+from shine.data.dataset import Dataset, collate, collate_inputs
+from shine.data.loading import Source
+from shine.data.sampler import epoch_batches
+from shine.losses.criterion import Criterion
+from shine.metrics.recall import METRICS, per_query, top1_iou
+from shine.models import build_model
+from shine.spans import temporal_nms
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Backend(Protocol):
+    """Who computes, and where checkpoints are kept."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` such that a backward pass leaves the mean gradient of all workers."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all workers, on each of them."""
+        ...
+
+    def report(self, record: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """The record is published and the checkpoint that `write` makes is kept.
+
+        Every worker calls it the same number of times; one of them writes.
+        """
+        ...
+
+    def latest_checkpoint(self) -> Path | None:
+        """The checkpoint to continue from; None at the start of a run."""
+        ...
+
+
+class LocalBackend:
+    """One worker, in this process: instant, for debugging and tests."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.device = device
+        self._folder = folder
+        self._index = folder / "checkpoints.json"  # the checkpoints that count, oldest first
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """See `Backend`."""
+        return model
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See `Backend`."""
+        return tensor
+
+    def report(self, record: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """See `Backend`; the best and the latest checkpoint stay."""
+        name = checkpoint_name(record["step"])
+        write(self._folder / name)
+        entries = [e for e in self.checkpoints() if e["name"] != name]
+        entries.append({"name": name, "score": record["score"], "epoch": record["epoch"]})
+        best = max(entries, key=lambda e: -math.inf if e["score"] is None else e["score"])
+        kept = [e for e in entries if e is best or e is entries[-1]]
+        temporary = self._index.with_suffix(".tmp")
+        temporary.write_text(json.dumps(kept) + "\n")
+        temporary.replace(self._index)
+        for entry in entries:
+            if entry not in kept:
+                shutil.rmtree(self._folder / entry["name"], ignore_errors=True)
+
+    def latest_checkpoint(self) -> Path | None:
+        """See `Backend`."""
+        entries = self.checkpoints()
+        return self._folder / entries[-1]["name"] if entries else None
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """The kept checkpoints: name, score and epoch, oldest first."""
+        return json.loads(self._index.read_text()) if self._index.exists() else []
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint taken after `step` optimiser steps."""
+    return f"checkpoint_{step:08d}"
+
+
+def train(config: Config, folder: Path, backend: Backend) -> None:
+    """The run in `folder` is trained to its last epoch, from its latest checkpoint if it has one.
+
+    After every `evaluate_every` epochs, and the last, one line goes to `metrics.jsonl` and one
+    checkpoint to the backend.
+
+    Raises:
+        InputError: data or configuration are wrong.
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    settings = config.train
+    if backend.device.type == "cpu":
+        torch.set_num_threads(settings.threads)
+    source = Source.open(config)
+    dataset, validation = source.training(), source.validation()
+    torch.manual_seed(settings.seed)
+    model = build_model(
+        config.model, clip_width=source.store.width + 2, token_width=source.texts.width
+    ).to(backend.device)
+    criterion = Criterion(config.loss)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    position = Position()
+    if (checkpoint := backend.latest_checkpoint()) is not None:
+        position = load_checkpoint(checkpoint, model, optimizer)
+    log = MetricsLog(folder / METRICS_FILE, position.step) if backend.rank == 0 else None
+    wrapped = backend.wrap(model)
+
+    steps = math.ceil(len(dataset) / settings.batch_size)
+    for epoch in range(position.step // steps, settings.epochs):
+        started = time.monotonic()
+        rate = learning_rate(settings, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batches = epoch_batches(
+            dataset.num_clips,
+            dataset.video,
+            dataset.same_text,
+            batch_size=settings.batch_size,
+            bucket_batches=settings.bucket_batches,
+            seed=settings.seed,
+            epoch=epoch,
+        )
+        wrapped.train()
+        totals: dict[str, Tensor] = {}
+        first = position.step % steps  # not 0 where a run continues inside an epoch
+        for index in range(first, steps):
+            seed_step(settings.seed, position.step, backend.rank)
+            batch = collate(
+                dataset, batches[index], rank=backend.rank, world_size=backend.world_size
+            ).to(backend.device)
+            parts = train_step(wrapped, criterion, optimizer, batch, settings.clip_norm)
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0.0) + value
+            position = Position(position.step + 1, position.best_score)
+        losses = _mean_losses(totals, steps - first, backend)
+        if not math.isfinite(losses["loss/total"]):
+            raise FloatingPointError(
+                f"the loss is {losses['loss/total']} in epoch {epoch + 1}; lower "
+                f"train.learning_rate, or look for extreme values in the features"
+            )
+        seconds = time.monotonic() - started
+        if (epoch + 1) % settings.evaluate_every and epoch + 1 < settings.epochs:
+            continue
+        scores = {
+            name: evaluate(model, split, config, backend) for name, split in validation.items()
+        }
+        score = selection_score(scores)
+        position = Position(position.step, _better(position.best_score, score))
+        record = {
+            "epoch": epoch + 1,
+            "step": position.step,
+            "seconds": round(seconds, 3),
+            "learning_rate": rate,
+            "train": losses,
+            "validation": scores,
+            "score": score,
+            "samples_per_second": round(len(dataset) / seconds, 1),
+        }
+        if log is not None:
+            log.append(record)
+        at = position
+        backend.report(record, lambda path, at=at: save_checkpoint(path, model, optimizer, at))
+
+
+def train_step(
+    model: nn.Module,
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    clip_norm: float,
+) -> dict[str, Tensor]:
+    """The parameters after one optimiser step on `batch`; returns the named losses, detached."""
+    optimizer.zero_grad(set_to_none=True)
+    total, parts = criterion(model(batch.inputs), batch.targets)
+    total.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    return parts
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Random numbers from here on are those of this step on this worker, whatever came before."""
+    torch.manual_seed(
+        int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    )
+
+
+def learning_rate(settings: TrainConfig, epoch: int) -> float:
+    """The rate of an epoch counted from 0: a tenth after each `drop_epoch` epochs."""
+    drops = epoch // settings.drop_epoch if settings.drop_epoch else 0
+    return settings.learning_rate * 0.1**drops
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers to the rows of a dataset it was asked."""
+
+    rows: Int[np.ndarray, " row"]
+    moments: Float[np.ndarray, "row slot 2"]  # seconds, best first, within the video
+    scores: Float[np.ndarray, "row slot"]  # in [0, 1], descending; 0 where NMS removed a slot
+    saliency: Float[np.ndarray, "row text clip"]  # logits; NaN on padding
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    dataset: Dataset,
+    rows: Int[np.ndarray, " row"],
+    *,
+    batch_size: int,
+    device: torch.device,
+    nms_threshold: float | None = None,
+) -> Predictions:
+    """Moments and saliency of `rows`, for every text of a row one saliency curve.
+
+    Rows are batched by video, so that each is encoded about once, and come back in their order.
+    """
+    model.eval()
+    order = np.lexsort((dataset.video[rows], dataset.num_clips[rows]))
+    longest = int(dataset.num_clips[rows].max(initial=1))
+    moments, scores, curves = [], [], []
+    for part in np.split(rows[order], range(batch_size, len(rows), batch_size)):
+        inputs = collate_inputs(dataset, part, dataset.text[part]).to(device)
+        outputs = model(inputs)
+        score = outputs.logits[-1].softmax(dim=-1)[..., 0]
+        center, width = outputs.spans[-1].unbind(dim=-1)
+        spans = torch.stack([center - width / 2, center + width / 2], dim=-1)
+        score, ranked = score.sort(dim=1, descending=True, stable=True)
+        spans = spans.gather(1, ranked[..., None].expand_as(spans))
+        if nms_threshold is not None:
+            keep = temporal_nms(spans, score, nms_threshold)
+            score, ranked = (score * keep).sort(dim=1, descending=True, stable=True)
+            spans = spans.gather(1, ranked[..., None].expand_as(spans))
+        saliency = outputs.saliency.masked_fill(~inputs.clip_mask[inputs.video], torch.nan)
+        missing = longest - saliency.shape[-1]
+        saliency = nn.functional.pad(saliency, (0, missing), value=torch.nan)
+        moments.append(spans.double().cpu().numpy())
+        scores.append(score.double().cpu().numpy())
+        curves.append(saliency.transpose(0, 1).float().cpu().numpy())
+    back = np.argsort(order)
+    ends = np.array([dataset.annotations[row].duration_seconds for row in rows])
+    seconds = np.concatenate(moments)[back] * dataset.extent_seconds[rows, None, None]
+    return Predictions(
+        rows=rows,
+        moments=np.clip(seconds, 0.0, ends[:, None, None]),
+        scores=np.concatenate(scores)[back],
+        saliency=np.concatenate(curves)[back],
+    )
+
+
+def evaluate(
+    model: nn.Module, dataset: Dataset, config: Config, backend: Backend
+) -> dict[str, float]:
+    """R1 at each threshold and mIoU of a split, as fractions; the workers share its rows."""
+    iou = torch.zeros(len(dataset), dtype=torch.float64, device=backend.device)
+    rows = np.arange(backend.rank, len(dataset), backend.world_size)
+    if len(rows):
+        found = predict(
+            model,
+            dataset,
+            rows,
+            batch_size=config.evaluate.batch_size,
+            device=backend.device,
+            nms_threshold=config.evaluate.nms_threshold,
+        )
+        found_iou = top1_iou(
+            found.moments[:, 0], dataset.annotated[rows], dataset.moment_mask[rows]
+        )
+        iou[torch.from_numpy(rows).to(iou.device)] = torch.from_numpy(found_iou).to(iou.device)
+    means = per_query(backend.sum(iou).cpu().numpy()).mean(axis=0)
+    return dict(zip(METRICS, means.tolist(), strict=True))
+
+
+def selection_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Mean over the validation splits of R1@0.5, R1@0.7 and mIoU; None without such a split."""
+    if not scores:
+        return None
+    means = [(s["R1@0.5"] + s["R1@0.7"] + s["mIoU"]) / 3 for s in scores.values()]
+    return sum(means) / len(means)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per evaluation, none twice after a run was resumed."""
+
+    def __init__(self, path: Path, step: int):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """The record is the last line."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _mean_losses(totals: dict[str, Tensor], steps: int, backend: Backend) -> dict[str, float]:
+    """Epoch means over steps and workers, in one exchange."""
+    stacked = backend.sum(torch.stack(list(totals.values()))) / (steps * backend.world_size)
+    return dict(zip(totals, stacked.tolist(), strict=True))
+
+
+def _better(best: float | None, score: float | None) -> float | None:
+    return score if best is None or (score is not None and score > best) else best

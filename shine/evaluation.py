@@ -1,0 +1,163 @@
+"""What a finished run is worth: its best checkpoint on the test splits, written beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shine.checkpoints import load_model
+from shine.config import Config, load_config
+from shine.data.annotations import write_jsonl
+from shine.data.dataset import Dataset
+from shine.data.loading import Source
+from shine.engine import Predictions, predict
+from shine.errors import InputError
+from shine.language.negatives import HardNegatives, read_negatives
+from shine.metrics.summary import Answers, Evaluation, evaluate_splits
+from shine.models import build_model
+
+EXAMPLES = 3  # queries of each split whose saliency curves are kept
+
+
+def evaluate_run(folder: Path) -> Evaluation:
+    """The test splits are answered by the best checkpoint of the run in `folder`.
+
+    Writes `evaluation.json`, `predictions/{split}.jsonl` (the field's submission format) and
+    `examples.json` into the folder.
+
+    Raises:
+        InputError: the run is not finished, or its data are not where its configuration says.
+    """
+    config, run = read_run(folder)
+    if not config.data.tests:
+        raise InputError(f"{folder}: its configuration names no test split; set data.tests")
+    source = Source.open(config)
+    model = load_run_model(folder, config, source, run["best"])
+    negatives = None
+    levels = 0
+    if config.evaluate.negatives is not None:
+        negatives = read_negatives(config.path(config.evaluate.negatives))
+        levels = max((len(row.queries) for row in negatives.values()), default=0)
+    answers: dict[str, Answers] = {}
+    examples: list[dict[str, Any]] = []
+    (folder / "predictions").mkdir(exist_ok=True)
+    for name, file in config.data.tests.items():
+        dataset = source.evaluation(file, negatives, levels)
+        found = predict(
+            model,
+            dataset,
+            np.arange(len(dataset)),
+            batch_size=config.evaluate.batch_size,
+            device=torch.device("cpu"),
+            nms_threshold=config.evaluate.nms_threshold,
+        )
+        answers[name] = _answers(dataset, found)
+        examples += _examples(name, dataset, found)
+        write_jsonl(folder / "predictions" / f"{name}.jsonl", _submission(dataset, found))
+    evaluation = evaluate_splits(
+        answers,
+        checkpoint=run["best"],
+        simulated=source.store.simulated,
+        negatives=_made_by(negatives),
+        resamples=config.evaluate.bootstrap,
+    )
+    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    (folder / "examples.json").write_text(json.dumps(examples) + "\n")
+    return evaluation
+
+
+def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Configuration and state of a finished run.
+
+    Raises:
+        InputError: `folder` is not one.
+    """
+    try:
+        run = json.loads((folder / "run.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(
+            f"{folder}: expected a finished run (run.json); train one with `shine train --config "
+            f"... --out {folder}`"
+        ) from None
+    if run["best"] is None:
+        raise InputError(f"{folder}: the run is {run['status']} and has no checkpoint yet")
+    return load_config(folder / "config.yaml"), run
+
+
+def load_run_model(folder: Path, config: Config, source: Source, checkpoint: str) -> nn.Module:
+    """The model of a run with the parameters of one of its checkpoints, on the CPU."""
+    model = build_model(
+        config.model, clip_width=source.store.width + 2, token_width=source.texts.width
+    )
+    load_model(folder / checkpoint, model)
+    return model.eval()
+
+
+def _answers(dataset: Dataset, found: Predictions) -> Answers:
+    with_negatives = dataset.text.shape[1] > 1
+    longest = found.saliency.shape[-1]
+    return Answers(
+        qids=[annotation.qid for annotation in dataset.annotations],
+        vids=[annotation.vid for annotation in dataset.annotations],
+        predicted=found.moments[:, 0],
+        moments=dataset.annotated,
+        moment_mask=dataset.moment_mask,
+        saliency=found.saliency.swapaxes(0, 1) if with_negatives else None,
+        inside=dataset.inside[:, :longest] if with_negatives else None,
+        text_valid=dataset.text_valid.T if with_negatives else None,
+    )
+
+
+def _submission(dataset: Dataset, found: Predictions) -> list[dict[str, Any]]:
+    """Lines of the field's prediction file: [start, end, score] best first, saliency per clip."""
+    windows = np.concatenate([found.moments, found.scores[..., None]], axis=-1).round(4).tolist()
+    return [
+        {
+            "qid": annotation.qid,
+            "query": annotation.query,
+            "vid": annotation.vid,
+            "pred_relevant_windows": windows[row],
+            "pred_saliency_scores": _curve(dataset, found, row, 0),
+        }
+        for row, annotation in enumerate(dataset.annotations)
+    ]
+
+
+def _examples(name: str, dataset: Dataset, found: Predictions) -> list[dict[str, Any]]:
+    """The first queries that have all their texts, as the report draws them."""
+    rows = np.flatnonzero(dataset.text_valid.all(axis=1))[:EXAMPLES].tolist()
+    return [
+        {
+            "split": name,
+            "qid": dataset.annotations[row].qid,
+            "vid": dataset.annotations[row].vid,
+            "query": dataset.annotations[row].query,
+            "duration_seconds": dataset.annotations[row].duration_seconds,
+            "clip_seconds": float(dataset.clip_seconds[row]),
+            "moments": [list(moment) for moment in dataset.annotations[row].moments],
+            "predicted": [*found.moments[row, 0].tolist(), float(found.scores[row, 0])],
+            "texts": [
+                {
+                    "label": "query" if level == 0 else f"level {level}",
+                    "text": dataset.texts.text(number),
+                    "saliency": _curve(dataset, found, row, level),
+                }
+                for level, number in enumerate(dataset.text[row])
+            ],
+        }
+        for row in rows
+    ]
+
+
+def _curve(dataset: Dataset, found: Predictions, row: int, text: int) -> list[float]:
+    return found.saliency[row, text, : dataset.num_clips[row]].astype(float).round(4).tolist()
+
+
+def _made_by(negatives: Mapping[str, HardNegatives] | None) -> str | None:
+    if not negatives:
+        return None
+    return ", ".join(sorted({source for row in negatives.values() for source in row.source}))
