@@ -1,0 +1,77 @@
+"""Where Ray is: the cluster that `RAY_ADDRESS` names, else one started here and stopped at the end.
+
+The local one authenticates with a token of its own and listens on the loopback interface.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from shine.errors import InputError
+
+# Read by Ray at import or at start; what the user has set stays.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # workers without a GPU keep their view of it
+    # How often reported checkpoints are collected; the next report waits for it.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+_LOCAL_OBJECT_STORE = 256 * 2**20  # bytes; features travel as files, not through the object store
+
+
+@contextmanager
+def connect(min_cpus: int = 2) -> Iterator[None]:
+    """Inside, Ray is connected; a cluster that was started here is stopped on leaving.
+
+    An existing connection of this process is used and left as it is.
+
+    Args:
+        min_cpus: logical CPUs that a local cluster has at least, however few the machine has.
+
+    Raises:
+        InputError: no cluster answers at `RAY_ADDRESS`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        _authenticate_locally()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise InputError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, min_cpus),
+            include_dashboard=False,
+            object_store_memory=_LOCAL_OBJECT_STORE,
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _authenticate_locally() -> None:
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not known:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,0 +1,29 @@
+"""What the connected cluster has, and what fits on it."""
+
+from shine.errors import InputError
+
+
+def check_workers(num_workers: int, *, gpu: bool) -> None:
+    """Training workers of one CPU (and one GPU) each can be placed on the connected cluster.
+
+    Raises:
+        InputError: they cannot; the sentence has the arithmetic.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    for kind, wanted in (("CPU", num_workers), ("GPU", num_workers if gpu else 0)):
+        has = int(total.get(kind, 0))
+        if wanted > has:
+            raise InputError(
+                f"train.num_workers={num_workers} needs {wanted} {kind}s, one per worker; the "
+                f"cluster has {has}; set train.num_workers={has}"
+                + (" or train.gpu=false" if kind == "GPU" else "")
+            )
+
+
+def data_workers() -> int:
+    """Workers for a data pipeline that has the connected cluster to itself, at least one."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,0 +1,210 @@
+"""The `shine` command."""
+
+import json
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shine.config import load_config
+from shine.errors import InputError
+
+app = typer.Typer(
+    name="shine",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="""Find moments in video by sentences never heard before.
+
+[bold]Try it[/bold] (five minutes, two cores, no GPU, no network):
+
+    shine quickstart
+
+[bold]The same, step by step[/bold]:
+
+    shine world make --out runs/world
+    shine features pack --config configs/world_shine.yaml
+    shine negatives generate --config configs/world_shine.yaml
+    shine train --config configs/world_shine.yaml --out runs/shine train.epochs=3
+    shine evaluate runs/shine
+
+Settings live in the file that --config names; any of them can be overridden with section.key=value.
+""",
+)
+world = typer.Typer(no_args_is_help=True, help="Simulated data with known truth.")
+negatives = typer.Typer(no_args_is_help=True, help="Hard negative queries.")
+features = typer.Typer(no_args_is_help=True, help="Clip features.")
+app.add_typer(world, name="world")
+app.add_typer(negatives, name="negatives")
+app.add_typer(features, name="features")
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Run configuration, YAML.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+def main() -> None:
+    """Runs the command line; exits with 0 done, 1 failed, 2 wrong input."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for package in ("shine", "pipelines", "cluster"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        app()
+    except InputError as error:
+        _stop(str(error), 2)
+    except KeyboardInterrupt:
+        _stop("stopped; run the same command again to continue", 130)
+    except Exception as error:
+        if os.environ.get("SHINE_DEBUG"):
+            raise
+        _stop(f"{type(error).__name__}: {error} (SHINE_DEBUG=1 shows where)", 1)
+
+
+def _stop(sentence: str, status: int) -> None:
+    from pipelines.console import errors
+
+    errors.print(f"shine: {sentence}", style="bold red", markup=False, highlight=False)
+    sys.exit(status)
+
+
+def _show(result: Any, as_json: bool, *lines: Any) -> None:
+    from pipelines.console import console
+
+    if as_json:
+        print(json.dumps(result))  # noqa: T201
+    else:
+        for line in lines:
+            console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"shine {version('shine-grounding')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(out: OutFolder = Path("runs/quickstart"), as_json: AsJson = False) -> None:
+    """The whole story on a planted world: negatives, two trainings, a report."""
+    from pipelines.quickstart import run_quickstart
+
+    result = run_quickstart(out)
+    _show(result, as_json, f"\nOpen {result['report']} in a browser.")
+
+
+@app.command()
+def train(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    out: OutFolder = Path("runs/train"),
+    as_json: AsJson = False,
+) -> None:
+    """Train a model on Ray; the same command continues a run that was stopped.
+
+    Example: shine train --config configs/world.yaml --out runs/baseline train.num_workers=2
+    """
+    from pipelines.console import tracked, training_note
+    from pipelines.train import train_run
+
+    settings = load_config(config, overrides or ())
+    with tracked(f"training {out.name}") as tracker:
+        run = train_run(
+            settings,
+            out,
+            lambda record: tracker.update(
+                record["epoch"], settings.train.epochs, training_note(record)
+            ),
+        )
+    score = "" if run["score"] is None else f", score {run['score']:.4f}"
+    _show(
+        run,
+        as_json,
+        f"{out}: {run['status']}, best epoch {run['best_epoch']}{score} ({run['selection']})",
+        f"Next: shine evaluate {out}",
+    )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")], as_json: AsJson = False
+) -> None:
+    """Answer the test splits with a run's best checkpoint.
+
+    Example: shine evaluate runs/shine --json
+    """
+    from pipelines.console import evaluation_table
+    from shine.evaluation import evaluate_run
+
+    evaluation = evaluate_run(run)
+    note = f"simulated: {evaluation['simulated']}" if evaluation["simulated"] else ""
+    _show(evaluation, as_json, evaluation_table({run.name: evaluation}), note)
+
+
+@features.command("pack")
+def features_pack(
+    config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Pack one feature file per video into the store that training reads.
+
+    Example: shine features pack --config configs/world.yaml
+    """
+    from pipelines.console import tracked
+    from pipelines.features import pack
+
+    settings = load_config(config, overrides or ())
+    with tracked("packing features") as tracker:
+        manifest = pack(settings, tracker.update)
+    refused = manifest["refused"]
+    _show(
+        manifest,
+        as_json,
+        f"{settings.path(settings.features.store)}: {manifest['num_videos']} videos, "
+        f"{manifest['num_clips']} clips of {manifest['width']} columns",
+    )
+    if refused:
+        raise InputError(
+            f"{len(refused)} videos were left out of the store, the first because: {refused[0]}"
+        )
+
+
+@negatives.command("generate")
+def negatives_generate(
+    config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Make hard negatives of the training queries with the configured generator.
+
+    Example: shine negatives generate --config configs/world_shine.yaml negatives.seed=1
+    """
+    from cluster.connection import connect
+    from pipelines.console import tracked
+    from pipelines.negatives import generate
+
+    settings = load_config(config, overrides or ())
+    if settings.data.negatives is None:
+        raise InputError("set data.negatives to the file that the negatives go to")
+    out = settings.path(settings.data.negatives)
+    with connect(), tracked("hard negatives") as tracker:
+        summary = generate(
+            settings,
+            source=settings.path(settings.data.train),
+            out=out,
+            on_progress=tracker.update,
+        )
+    _show(summary, as_json, f"{out}: {json.dumps(summary)}")

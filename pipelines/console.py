@@ -1,0 +1,105 @@
+"""What a person sees: bars and tables on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+_QUIET_SECONDS = 5.0  # between two plain lines
+
+
+class Tracker:
+    """Shows how far one piece of work is; `update` may be called from another thread."""
+
+    def __init__(self, title: str, bar: Progress | None):
+        self._title = title
+        self._bar = bar
+        self._task = None if bar is None else bar.add_task(title, total=None, note="")
+        self._spoken = time.monotonic()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps are behind us.
+
+        Args:
+            done: steps finished.
+            total: steps in all.
+            note: what there is to say of the latest one.
+        """
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+        elif done == total or time.monotonic() - self._spoken > _QUIET_SECONDS:
+            self._spoken = time.monotonic()
+            console.print(f"{self._title}: {done}/{total} {note}".rstrip(), highlight=False)
+
+
+@contextmanager
+def tracked(title: str) -> Iterator[Tracker]:
+    """A bar titled `title` on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        console.print(title, highlight=False)
+        yield Tracker(title, None)
+        return
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Tracker(title, bar)
+
+
+def training_note(record: Mapping[str, Any]) -> str:
+    """The latest line of `metrics.jsonl` in a few words."""
+    parts = [f"loss {record['train']['loss/total']:.3f}"]
+    parts += [
+        f"{name} R1@0.5 {100 * scores['R1@0.5']:.1f}"
+        for name, scores in record["validation"].items()
+    ]
+    parts.append(f"{record['samples_per_second']:.0f} queries/s")
+    return " | ".join(parts)
+
+
+def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Runs side by side on every split, in percent."""
+    table = Table(title="R1 at IoU 0.3 / 0.5 / 0.7, mIoU, in percent")
+    for heading in ("split", "run", "queries"):
+        table.add_column(heading)
+    first = next(iter(evaluations.values()))
+    metrics = list(next(iter(first["splits"].values()))["metrics"])
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for split in first["splits"]:
+        for name, evaluation in evaluations.items():
+            summary = evaluation["splits"][split]
+            values = [_percent(summary["metrics"][metric]) for metric in metrics]
+            table.add_row(split, name, str(summary["num_queries"]), *values)
+        table.add_section()
+    for name, evaluation in evaluations.items():
+        if gap := evaluation["composition_gap"]:
+            values = [_percent(gap[metric]) for metric in metrics]
+            table.add_row("composition gap", name, "", *values)
+    return table
+
+
+def _percent(figure: Mapping[str, float | None]) -> str:
+    value, low, high = figure["value"], figure["low"], figure["high"]
+    if low is None or high is None:
+        return f"{100 * (value or 0):.1f}"
+    return f"{100 * (value or 0):.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,0 +1,115 @@
+"""Ray Data around the feature store: raw files are read and packed by many workers at once."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.connection import connect
+from cluster.size import data_workers
+from shine.config import Config, FeaturesConfig
+from shine.data.annotations import read_annotations
+from shine.data.features import Shard, read_feature_file, write_manifest, write_shard
+from shine.errors import InputError
+
+_VIDEOS_PER_SHARD = 256
+Progress = Callable[[int, int], None]  # done, total
+
+
+class ShardWriter:
+    """Writes one shard per row; what a worker of the pipeline runs."""
+
+    def __init__(self, folder: str, settings: dict[str, Any]):
+        self._folder = Path(folder)
+        self._config = FeaturesConfig.model_validate(settings)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The record of the shard that holds the videos of `row`."""
+        return asdict(write_shard(self._folder, row["index"], list(row["vids"]), self._config))
+
+
+def pack(config: Config, on_progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """The features of every video that the configuration's annotations name stand in its store.
+
+    A video whose file cannot be used is left out and named in `refused` of the result. The store is
+    the same whatever the number of workers.
+
+    Returns:
+        The manifest, with `refused`: one sentence for each video left out.
+
+    Raises:
+        InputError: an annotation file is wrong, or no video could be packed.
+    """
+    vids = annotated_videos(config)
+    source = config.path(config.features.source).resolve()
+    if not source.is_dir():
+        raise InputError(
+            f"no folder of features {source}: set features.source to the folder with one "
+            f"{{vid}}.npy or {{vid}}.npz per video"
+        )
+    width = config.features.width or read_feature_file(source, vids[0], None).shape[1]
+    settings = config.features.model_copy(update={"source": str(source), "width": width})
+    folder = config.path(config.features.store).resolve()
+    building = folder.with_name(folder.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    rows = [
+        {"index": index, "vids": vids[start : start + _VIDEOS_PER_SHARD]}
+        for index, start in enumerate(range(0, len(vids), _VIDEOS_PER_SHARD))
+    ]
+    with connect():
+        shards = sorted(
+            _write_shards(rows, building, settings, len(vids), on_progress),
+            key=lambda shard: shard.file,
+        )
+    refused = sorted(sentence for shard in shards for sentence in shard.refused)
+    if not any(shard.vids for shard in shards):
+        raise InputError(f"no video could be packed; the first reason: {refused[0]}")
+    manifest = write_manifest(building, shards, settings, simulated_note(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    building.rename(folder)
+    return {**manifest, "refused": refused}
+
+
+def _write_shards(
+    rows: list[dict[str, Any]],
+    folder: Path,
+    settings: FeaturesConfig,
+    num_videos: int,
+    on_progress: Progress,
+) -> Iterator[Shard]:
+    """Every shard as it is written, in any order."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    DataContext.get_current().enable_progress_bars = False
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        ShardWriter,
+        fn_constructor_args=(str(folder), settings.model_dump(mode="json")),
+        compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), data_workers())),
+        num_cpus=1,
+        max_restarts=3,
+        max_task_retries=3,
+    )
+    done = 0
+    for record in written.iter_rows():
+        shard = Shard(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        done += len(shard.vids) + len(shard.refused)
+        on_progress(done, num_videos)
+        yield shard
+
+
+def annotated_videos(config: Config) -> list[str]:
+    """The videos that any split of the configuration names, sorted."""
+    files = [config.data.train, *config.data.validation.values(), *config.data.tests.values()]
+    return sorted({a.vid for file in files for a in read_annotations(config.path(file))})
+
+
+def simulated_note(config: Config) -> str | None:
+    """What is simulated about the data in the configuration's root; None for real data."""
+    manifest = config.path("world.json")
+    return json.loads(manifest.read_text())["simulated"] if manifest.is_file() else None

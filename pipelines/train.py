@@ -1,0 +1,278 @@
+"""Ray Train around `shine.engine`: the same run on any number of workers."""
+
+import json
+import logging
+import platform
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.connection import connect
+from cluster.size import check_workers
+from shine.config import Config
+from shine.data.features import MANIFEST, sha256
+from shine.data.loading import Source
+from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, train
+from shine.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+OnRecord = Callable[[Mapping[str, Any]], None]  # one line of metrics.jsonl
+_PACKAGES = ("torch", "ray", "numpy", "spacy", "pyarrow", "safetensors")
+
+
+class RayBackend:
+    """One worker of a Ray Train run."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world_size = context.get_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """See `shine.engine.Backend`."""
+        if self.world_size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See `shine.engine.Backend`."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def report(self, record: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """See `shine.engine.Backend`."""
+        import ray.train
+
+        metrics = {"step": record["step"], "epoch": record["epoch"], "score": record["score"]}
+        name = checkpoint_name(record["step"])
+        if self.rank:
+            ray.train.report(metrics, checkpoint_dir_name=name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    def latest_checkpoint(self) -> Path | None:
+        """See `shine.engine.Backend`."""
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.path)
+
+
+def train_loop(settings: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker."""
+    train(Config.model_validate(settings["config"]), Path(settings["folder"]), RayBackend())
+
+
+def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record: None) -> dict:
+    """The run in `folder` is trained to its end; continues where it was stopped.
+
+    Writes `config.yaml`, `environment.json`, `metrics.jsonl`, checkpoints and `run.json`. All data
+    are read once here, so that a mistake in them is told before Ray starts.
+
+    Args:
+        config: of the run; must be that of the folder where it holds a run already.
+        folder: of the run.
+        on_record: called with every new line of `metrics.jsonl` while training goes on.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        InputError: data or configuration are wrong; found before a worker starts where possible.
+        RuntimeError: a worker failed more often than `train.max_failures` allows.
+    """
+    config = with_absolute_root(config)
+    folder = folder.resolve()
+    run = _begin(config, folder)
+    if run.get("status") == "finished":
+        return run
+    source = Source.open(config)
+    dataset, validation = source.training(), source.validation()
+    if dataset.num_clamped:
+        logger.info(
+            "%d of %d training moments end after their video and were clamped to it",
+            dataset.num_clamped,
+            len(dataset),
+        )
+    _write_json(folder / "environment.json", _environment(config, source))
+    _write_json(folder / RUN_FILE, {"name": folder.name, "status": "running", "best": None})
+    with _follow(folder / METRICS_FILE, on_record):
+        if config.train.num_workers == 0:
+            kept = _train_here(config, folder)
+        else:
+            with connect(min_cpus=config.train.num_workers):
+                kept = _train_on_ray(config, folder)
+    best = max(kept, key=lambda entry: entry["score"]) if validation else kept[-1]
+    run = {
+        "name": folder.name,
+        "status": "finished",
+        "best": best["name"],
+        "best_epoch": best["epoch"],
+        "score": best["score"],
+        "num_rows": len(dataset),
+        "num_clamped": dataset.num_clamped,
+        "selection": "validation" if validation else "published protocol: the last epoch",
+    }
+    _write_json(folder / RUN_FILE, run)
+    return run
+
+
+def with_absolute_root(config: Config) -> Config:
+    """`config` such that its files are found from any working directory."""
+    root = str(Path(config.data.root).resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _train_here(config: Config, folder: Path) -> list[dict[str, Any]]:
+    device = torch.device("cuda" if config.train.gpu else "cpu")
+    backend = LocalBackend(folder, device)
+    train(config, folder, backend)
+    return backend.checkpoints()
+
+
+def _train_on_ray(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Runs the workers; returns the kept checkpoints, oldest first."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = config.train
+    check_workers(settings.num_workers, gpu=settings.gpu)
+    score = "score" if config.data.validation else None
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers, use_gpu=settings.gpu
+        ),
+        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute=score, checkpoint_score_order="max"
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise _translated(error.worker_failures) from None
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(f"the training could not run: {error}") from None
+    kept = [
+        {"name": Path(checkpoint.path).name, "score": metrics["score"], "epoch": metrics["epoch"]}
+        for checkpoint, metrics in result.best_checkpoints
+    ]
+    return sorted(kept, key=lambda entry: entry["name"])
+
+
+def _translated(failures: Mapping[int, Exception]) -> Exception:
+    """What went wrong on the lowest rank that failed, as one exception of ours."""
+    rank, error = min(failures.items())
+    cause = getattr(error, "cause", None) or error
+    if isinstance(cause, InputError):
+        return InputError(str(cause))
+    return RuntimeError(f"worker {rank} failed: {type(cause).__name__}: {cause}")
+
+
+def _begin(config: Config, folder: Path) -> dict[str, Any]:
+    """The folder belongs to this configuration; returns what its `run.json` says, if anything.
+
+    Raises:
+        InputError: it holds a run of another configuration, or cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        saved = folder / "config.yaml"
+        if saved.exists() and saved.read_text() != config.to_yaml():
+            raise InputError(
+                f"{folder} holds a run of another configuration (see its config.yaml); choose "
+                f"another --out"
+            )
+        saved.write_text(config.to_yaml())
+    except OSError as error:
+        raise InputError(f"cannot write the run folder {folder}: {error.strerror}") from None
+    run = folder / RUN_FILE
+    return json.loads(run.read_text()) if run.exists() else {}
+
+
+def _environment(config: Config, source: Source) -> dict[str, Any]:
+    data = config.data
+    files = [data.train, *data.validation.values(), *data.tests.values()]
+    paths = [config.path(file) for file in (*files, data.negatives) if file]
+    paths.append(config.path(config.features.store) / MANIFEST)
+    return {
+        "shine": version("shine-grounding"),
+        "git": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "seed": config.train.seed,
+        "checksums": {path.name: sha256(path) for path in paths if path.is_file()},
+        "simulated": source.store.simulated,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree this runs from; None for an installed package."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+@contextmanager
+def _follow(path: Path, on_record: OnRecord) -> Iterator[None]:
+    """Inside, `on_record` is called with every line that is added to `path`."""
+    done = threading.Event()
+    seen = len(path.read_text().splitlines()) if path.exists() else 0
+
+    def read(seen: int) -> int:
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        for line in lines[seen:]:
+            on_record(json.loads(line))
+        return max(seen, len(lines))
+
+    def poll() -> None:
+        nonlocal seen
+        while not done.wait(0.3):
+            seen = read(seen)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        read(seen)
