@@ -1,0 +1,171 @@
+"""Words of a caption with their parts of speech, inflections and lemmas.
+
+The work is spaCy's. An installed English pipeline is used where there is one; otherwise the small
+pipeline in the folder ``tagger`` beside this file, trained by ``tools/train_tagger.py``. That
+folder has a licence of its own and may be deleted: what is left asks for an installed pipeline.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import lemminflect
+import spacy
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.util import is_package
+
+from shine.errors import InputError
+
+SHIPPED: Final = Path(__file__).with_name("tagger")
+INSTALLED: Final = tuple(f"en_core_web_{size}" for size in ("trf", "lg", "md", "sm"))
+# Only these parts of a pipeline set UPOS and Penn tags; parser, entities and lemmas are not needed.
+_COMPONENTS: Final = ("tok2vec", "transformer", "tagger", "morphologizer", "attribute_ruler")
+
+# The tokeniser takes quadratic time on a run without spaces, so longer texts are cut.
+_PIECE: Final = 2000  # characters
+_INFLECTED: Final = {"NOUN": "NOUN", "PROPN": "NOUN", "VERB": "VERB", "AUX": "AUX", "ADJ": "ADJ"}
+_SURROGATES: Final = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word as it stands in its caption, and what it is there.
+
+    White space at the start of a caption follows no word; it belongs to one with an empty text.
+    """
+
+    text: str  # as written
+    space: str  # white space after it, mostly "" or " "
+    pos: str  # universal part of speech: VERB, NOUN, ADJ, ADP, ADV, AUX, DET, PRON, PUNCT, ...
+    tag: str  # Penn tag, which tells the inflection: VBZ, VBG, NNS, NN, JJ, IN, RP, RB, ...
+    lemma: str  # dictionary form in lower case
+
+
+class Tagger:
+    """Splits captions into tagged words, the same for a caption alone as among others.
+
+    Args:
+        nlp: a spaCy pipeline that sets UPOS and Penn tags.
+        name: what the pipeline is called in configurations and results.
+    """
+
+    name: str
+    version: str  # of the pipeline, with the start of a checksum of its files: "1.0.0+3f2a91c0"
+
+    def __init__(self, nlp: Language, name: str):
+        self._nlp = nlp
+        self.name = name
+        self.version = f"{nlp.meta['version']}+{_checksum(nlp.path)[:8]}"
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[Word, ...]]:
+        """The words of each text; joined, ``text + space`` of its words is the text again.
+
+        Args:
+            texts: captions; empty ones, long ones and any Unicode are allowed.
+        """
+        pieces = [_pieces(text) for text in texts]
+        # What spaCy remembers of new words is freed with the zone: memory stays level over
+        # millions of captions. Only plain strings leave it.
+        with self._nlp.memory_zone():
+            docs = self._nlp.pipe(
+                (p.translate(_SURROGATES) for p in chain(*pieces)), batch_size=256
+            )
+            return [tuple(chain(*(_words(p, next(docs)) for p in parts))) for parts in pieces]
+
+
+def load_tagger(name: str = "auto") -> Tagger:
+    """A tagger ready for use.
+
+    Args:
+        name: "auto" for the largest installed ``en_core_web_*`` pipeline (trf, lg, md, sm), else
+            the shipped one; "shine" for the shipped one; or an installed spaCy pipeline by name.
+
+    Raises:
+        InputError: the named pipeline, or with "auto" any at all, is missing.
+    """
+    if name == "auto":
+        name = next((n for n in INSTALLED if is_package(n)), "shine")
+        if name == "shine" and not (SHIPPED / "config.cfg").is_file():
+            raise InputError(
+                f"expected an English tagger, found neither an installed one nor {SHIPPED}; "
+                "install one with `python -m spacy download en_core_web_sm`"
+            )
+    if name == "shine":
+        if not (SHIPPED / "config.cfg").is_file():
+            raise InputError(
+                f"language.tagger is 'shine', but its weights are not in {SHIPPED}; reinstall, or "
+                "run `python -m spacy download en_core_web_sm` and set language.tagger=auto"
+            )
+        return Tagger(_load(SHIPPED), name)
+    if not is_package(name):
+        raise InputError(
+            f"language.tagger is {name!r}, expected 'auto', 'shine' or an installed spaCy "
+            f"pipeline; install it with `python -m spacy download {name}`"
+        )
+    return Tagger(_load(name), name)
+
+
+def _load(source: str | Path) -> Language:
+    nlp = spacy.load(source)
+    nlp.select_pipes(enable=[n for n in nlp.pipe_names if n in _COMPONENTS])
+    return nlp
+
+
+def _checksum(folder: str | Path | None) -> str:
+    """SHA-256 of what decides the tags: every file but the documents and the meta data."""
+    assert folder is not None, "a tagger comes from a folder"
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix != ".md" and path.name not in {"LICENSE", "meta.json"}:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _pieces(text: str) -> list[str]:
+    """The text, cut after white space where possible, in pieces of at most ``_PIECE`` characters.
+
+    A cut changes at most the tags of a few words around it, in texts no caption comes near.
+    """
+    pieces = []
+    while len(text) > _PIECE:
+        cut = 1 + max(text.rfind(c, 0, _PIECE) for c in " \n\t") or _PIECE
+        pieces.append(text[:cut])
+        text = text[cut:]
+    return [*pieces, text]
+
+
+def _words(text: str, doc: Doc) -> Iterator[Word]:
+    """Words by their offsets, so that nothing of the text can be lost or altered."""
+    tokens = [token for token in doc if not token.is_space]
+    starts = [*(token.idx for token in tokens), len(text)]
+    if starts[0] > 0:
+        yield Word("", text[: starts[0]], "SPACE", "_SP", "")
+    for token, following in zip(tokens, starts[1:], strict=True):
+        end = token.idx + len(token)
+        form, tag = text[token.idx : end], token.tag_
+        # Universal Dependencies has no particles of verbs: "on" of "turn on" is an adposition.
+        pos = "ADP" if tag == "RP" else token.pos_
+        yield Word(form, text[end:following], pos, tag, _lemma(form.lower(), pos, tag))
+
+
+@lru_cache(maxsize=1 << 16)
+def _lemma(form: str, pos: str, tag: str) -> str:
+    """The lemma that has this form under this tag ("left" VBD is leave, VB is left), else the form.
+
+    Args:
+        form: the word in lower case.
+        pos: its universal part of speech; only words that inflect are looked up.
+        tag: its Penn tag.
+    """
+    if pos not in _INFLECTED or not tag or not form.isalpha():
+        return form
+    lemmas = lemminflect.getLemma(form, upos=_INFLECTED[pos])
+    exact = (x for x in lemmas if form in lemminflect.getInflection(x, tag=tag, inflect_oov=False))
+    return next(chain(exact, lemmas), form).lower() or form
