@@ -1,0 +1,19 @@
+"""Grounding networks: a configuration class names its backbone."""
+
+from torch import nn
+
+from shine.config import QdDetrConfig
+from shine.models.qd_detr import QdDetr
+
+BACKBONES = {QdDetrConfig: QdDetr}
+
+
+def build_model(config: QdDetrConfig, *, clip_width: int, token_width: int) -> nn.Module:
+    """The freshly initialised backbone that `config` describes.
+
+    Args:
+        config: the section `model` of a run configuration.
+        clip_width: columns of a clip vector, its two temporal end points included.
+        token_width: columns of a token vector.
+    """
+    return BACKBONES[type(config)](config, clip_width=clip_width, token_width=token_width)

@@ -1,0 +1,118 @@
+"""Small building blocks: dropout, perceptrons, the projection of features."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def xavier_linear(
+    inputs: int, outputs: int, *, fan_out: int | None = None, zero_bias: bool = False
+) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights.
+
+    Args:
+        inputs: columns of the weight.
+        outputs: rows of the weight.
+        fan_out: rows of the matrix whose bound is used. Several maps of one input are one layer
+            here; each keeps the bound that the method gives it.
+        zero_bias: start the bias at 0 instead of PyTorch's uniform.
+    """
+    layer = nn.Linear(inputs, outputs)
+    bound = math.sqrt(6 / (inputs + (fan_out or outputs)))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if zero_bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Dropout(nn.Module):
+    """In training, each element is 0 with the given rate and the others grow to keep the mean.
+
+    On a CPU PyTorch draws one Bernoulli number per element, which costs more than the matrix
+    products around it. Here every 64-bit draw decides four elements, so the rate is rounded to a
+    multiple of 2^-16, and the growth follows the rounded rate.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """`x` with dropout in training, `x` itself otherwise."""
+        if not self.training or self.rate == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.rate)
+        return x * _survivors(x, self.rate)
+
+    def extra_repr(self) -> str:
+        """The rate, for `print(model)`."""
+        return f"rate={self.rate}"
+
+
+def _survivors(like: Tensor, rate: float) -> Tensor:
+    """Factors of dropout for a tensor: 0 with the given rate, else the reciprocal of the rest."""
+    dropped = round(rate * 2**16)
+    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[: like.numel()].view(like.shape).to(like.dtype)
+    return lanes.ge_(dropped - 2**15).mul_(2**16 / (2**16 - dropped))
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        widths: input width, hidden widths, output width.
+        xavier: Xavier-uniform weights instead of PyTorch's default.
+    """
+
+    def __init__(self, widths: Sequence[int], *, xavier: bool) -> None:
+        super().__init__()
+        make = xavier_linear if xavier else nn.Linear
+        self.layers = nn.ModuleList(make(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+        """`W_n relu(... relu(W_1 x))`."""
+        x = self.layers[0](x)
+        for layer in self.layers[1:]:
+            x = layer(F.relu(x))
+        return x
+
+
+class FeedForward(nn.Module):
+    """`W_2 dropout(prelu(W_1 x))`, the slope of PReLU learned (one number)."""
+
+    def __init__(self, hidden: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.grow = xavier_linear(hidden, feedforward)
+        self.activation = nn.PReLU()
+        self.dropout = Dropout(dropout)
+        self.shrink = xavier_linear(feedforward, hidden)
+
+    def forward(self, x: Float[Tensor, "*rows hidden"]) -> Float[Tensor, "*rows hidden"]:
+        """The branch alone, without residual or norm."""
+        return self.shrink(self.dropout(self.activation(self.grow(x))))
+
+
+class Projection(nn.Module):
+    """Features of any width to hidden vectors: blocks of LayerNorm, dropout, linear, ReLU.
+
+    The last block has no ReLU.
+    """
+
+    def __init__(self, width: int, hidden: int, blocks: int, dropout: float) -> None:
+        super().__init__()
+        widths = [width] + [hidden] * (blocks - 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
+        self.linears = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows hidden"]:
+        """Hidden vectors of the features."""
+        for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
+            x = linear(self.dropout(norm(F.relu(x) if i else x)))
+        return x
