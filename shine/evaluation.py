@@ -146,7 +146,7 @@ def _examples(name: str, dataset: Dataset, found: Predictions) -> list[dict[str,
                     "text": dataset.texts.text(number),
                     "saliency": _curve(dataset, found, row, level),
                 }
-                for level, number in enumerate(dataset.text[row])
+                for level, number in enumerate(dataset.text[row].tolist())
             ],
         }
         for row in rows

@@ -6,17 +6,20 @@ first. Evaluation has text 0 alone.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+_Moved = TypeVar("_Moved", bound="_Movable")
+
+
 class _Movable:
     """Moves every tensor of a dataclass at once."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self: _Moved, device: torch.device | str) -> _Moved:
         """The same content on `device`; copies from pinned memory do not wait."""
         moved = {
             field.name: value.to(device, non_blocking=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -49,7 +48,7 @@ class Dataset:
         max_moments: int,
         negatives: Mapping[str, HardNegatives] | None = None,
         num_levels: int = 0,
-    ) -> Self:
+    ) -> "Dataset":
         """The rows of `annotations`, with the first `num_levels` hard negatives of each.
 
         A row without an entry in `negatives`, or with fewer levels, keeps its place: the missing

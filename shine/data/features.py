@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -160,7 +160,7 @@ class FeatureStore:
     _shards: dict[str, np.ndarray]  # shard -> [clip, feature]
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: str | Path) -> "FeatureStore":
         """The store in `folder`.
 
         Raises:

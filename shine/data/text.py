@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from shine.errors import InputError
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Encodes queries; the same text always gives the same vectors."""
 

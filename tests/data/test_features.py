@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+
+from shine.config import FeaturesConfig
+from shine.data.features import FeatureStore, read_feature_file, write_manifest, write_shard
+from shine.errors import InputError
+
+
+def save(folder, **videos):
+    folder.mkdir(exist_ok=True)
+    for vid, clips in videos.items():
+        np.save(folder / f"{vid}.npy", clips)
+
+
+def pack(tmp_path, vids, **settings):
+    config = FeaturesConfig(source=str(tmp_path / "raw"), **settings)
+    store = tmp_path / "store"
+    store.mkdir(exist_ok=True)
+    shards = [write_shard(store, i, part, config) for i, part in enumerate(vids)]
+    write_manifest(store, shards, config, None)
+    return store, shards
+
+
+def clips(seed, length=5, width=4):
+    return np.random.default_rng(seed).standard_normal((length, width)).astype(np.float32)
+
+
+def test_what_was_packed_is_what_is_read(tmp_path):
+    videos = {f"v{i}": clips(i, length=3 + i) for i in range(5)}
+    save(tmp_path / "raw", **videos)
+    store, _ = pack(tmp_path, [["v0", "v1", "v2"], ["v3", "v4"]], dtype="float32", normalize=False)
+    opened = FeatureStore.open(store)
+    for vid, expected in videos.items():
+        np.testing.assert_array_equal(opened.clips(vid), expected)
+        assert opened.num_clips(vid) == len(expected)
+    assert opened.width == 4
+    opened.verify()
+
+
+def test_clips_have_unit_length_and_fit_half_precision(tmp_path):
+    save(tmp_path / "raw", v=clips(0) * 1e6)
+    store, _ = pack(tmp_path, [["v"]])
+    stored = FeatureStore.open(store).clips("v")
+    assert stored.dtype == np.float16
+    np.testing.assert_allclose(np.linalg.norm(stored.astype(float), axis=1), 1, rtol=2e-3)
+
+
+def test_packing_twice_gives_the_same_bytes(tmp_path):
+    save(tmp_path / "raw", a=clips(0), b=clips(1))
+    store, first = pack(tmp_path, [["a", "b"]])
+    before = (store / "manifest.json").read_bytes()
+    _, second = pack(tmp_path, [["a", "b"]])
+    assert first == second
+    assert (store / "manifest.json").read_bytes() == before
+
+
+def test_an_npz_of_one_array_or_with_features_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", features=clips(0), other=clips(1))
+    np.savez(tmp_path / "b.npz", anything=clips(2))
+    np.testing.assert_array_equal(read_feature_file(tmp_path, "a", 4), clips(0))
+    np.testing.assert_array_equal(read_feature_file(tmp_path, "b", 4), clips(2))
+    np.savez(tmp_path / "c.npz", x=clips(0), y=clips(1))
+    with pytest.raises(InputError, match="one array or one named features"):
+        read_feature_file(tmp_path, "c", 4)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (clips(0, width=3), "expected 4 columns, got 3"),
+        (np.full((2, 4), np.nan), "NaN or infinity in clip 0"),
+        (np.array([[0, 1, 2, 3], [0, 1, np.inf, 3]]), "NaN or infinity in clip 1"),
+        (np.zeros((0, 4)), r"shape \[clip, feature\]"),
+        (np.zeros(4), r"shape \[clip, feature\]"),
+        (np.array([["a"] * 4]), r"shape \[clip, feature\]"),
+        (np.array([[Bomb()]], dtype=object), "cannot be read as a numeric array"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path, content, says):
+    np.save(tmp_path / "v.npy", content, allow_pickle=True)
+    with pytest.raises(InputError, match=says) as error:
+        read_feature_file(tmp_path, "v", 4)
+    assert "v.npy" in str(error.value)
+
+
+def test_a_missing_or_cut_file_is_told(tmp_path):
+    with pytest.raises(InputError, match="no features of video v"):
+        read_feature_file(tmp_path, "v", 4)
+    np.save(tmp_path / "v.npy", clips(0))
+    content = (tmp_path / "v.npy").read_bytes()
+    for length in (0, 5, len(content) - 7):
+        (tmp_path / "v.npy").write_bytes(content[:length])
+        with pytest.raises(InputError, match="cannot be read"):
+            read_feature_file(tmp_path, "v", 4)
+
+
+def test_a_video_that_cannot_be_used_is_left_out_with_its_reason(tmp_path):
+    save(tmp_path / "raw", good=clips(0), bad=clips(1, width=3))
+    store, (shard,) = pack(tmp_path, [["bad", "good", "gone"]], width=4)
+    assert shard.vids == ("good",)
+    assert [("columns" in s, "no features" in s) for s in shard.refused] == [
+        (True, False),
+        (False, True),
+    ]
+    with pytest.raises(InputError, match="does not hold video bad"):
+        FeatureStore.open(store).clips("bad")
+
+
+def test_values_that_do_not_fit_half_precision_are_refused(tmp_path):
+    save(tmp_path / "raw", v=clips(0) * 1e6, w=clips(0))
+    _, (shard,) = pack(tmp_path, [["v", "w"]], normalize=False)
+    assert "does not fit float16" in shard.refused[0]
+
+
+def test_an_unfinished_changed_or_foreign_store_is_not_read(tmp_path):
+    save(tmp_path / "raw", v=clips(0))
+    store, (shard,) = pack(tmp_path, [["v"]])
+    manifest = (store / "manifest.json").read_text()
+    (store / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no feature store"):
+        FeatureStore.open(store)
+    (store / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        FeatureStore.open(store)
+    (store / "manifest.json").write_text(json.dumps({**json.loads(manifest), "format": 99}))
+    with pytest.raises(InputError, match="format"):
+        FeatureStore.open(store)
+    (store / "manifest.json").write_text(manifest)
+    content = bytearray((store / shard.file).read_bytes())
+    content[600] ^= 1
+    (store / shard.file).write_bytes(content)
+    with pytest.raises(InputError, match="changed after packing"):
+        FeatureStore.open(store).verify()
+    (store / shard.file).write_bytes(bytes(content[:100]))
+    with pytest.raises(InputError, match="not a whole shard"):
+        FeatureStore.open(store)
