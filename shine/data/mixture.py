@@ -1,0 +1,267 @@
+"""Simulated features: concept vectors seen through fixed maps, mixed into clips.
+
+Each concept is one unit vector c. The text view of a word is T c plus a small offset for its
+grammatical form; a clip shows V (sum of the weighted concepts) + beta B (verb bound to noun) of
+every event in it, plus scene, clutter and noise. T, V and B are drawn once per seed, so a word
+that no training query contains can still be grounded, and a pair that none contains cannot be
+recognised by its binding alone.
+
+The planted world and the dressing of real annotations share this module. All arithmetic is in
+float64 and rounded before it is stored, so a world has the same bytes on every machine.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+from numpy import ndarray
+from pydantic import Field, model_validator
+
+from shine.config import Count, Positive, Section, Weight
+from shine.errors import InputError
+
+DECIMALS = 4  # of stored features and word vectors
+MANIFEST = "world.json"
+FEATURES = "features"
+WORD_VECTORS = "word_vectors.parquet"
+
+
+class Stream(IntEnum):
+    """What random numbers are for: each has its own, so one count never moves another's."""
+
+    MAPS = 0
+    CONCEPT = 1
+    FORM = 2
+    PAIRS = 3
+    DECK = 4
+    VIDEO = 5
+    CLIPS = 6
+    NEGATIVES = 7
+
+
+class MixtureConfig(Section):
+    """What clips and words of a simulated world are made of. Lengths are Euclidean norms."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    clip_seconds: Positive = 1.0
+    concept_width: Count = 32
+    text_width: Count = 64
+    video_width: Count = 64
+    class_pull: Weight = 0.3  # how much concepts of one part of speech resemble each other
+    inflection: Weight = 0.25  # length of the offset of a grammatical form, in the text view
+    verb_weight: Weight = 1.0
+    noun_weight: Weight = 1.0
+    adjective_weight: Weight = 0.8
+    preposition_weight: Weight = 0.5
+    place_weight: Weight = 0.8
+    adverb_weight: Weight = 0.8
+    binding: Weight = 1.0  # length of the term that verb and noun make together
+    scene: Weight = 1.0  # length of the constant vector of a video
+    clutter: Weight = 0.6  # greatest weight of the stray concept in each clip
+    noise: Weight = 1.2  # expected length of the noise of a clip
+
+    @model_validator(mode="after")
+    def _maps_keep_concepts_apart(self) -> "MixtureConfig":
+        if self.concept_width > min(self.text_width, self.video_width):
+            raise ValueError(
+                f"concept_width must not exceed text_width and video_width; got "
+                f"{self.concept_width}, {self.text_width} and {self.video_width}"
+            )
+        return self
+
+    def weight(self, role: str) -> float:
+        """The weight of a role of an action in a clip."""
+        return getattr(self, f"{role}_weight")
+
+
+def generator(seed: int, stream: Stream, *key: int) -> np.random.Generator:
+    """Random numbers that depend on (seed, stream, key) alone."""
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, *key)))
+    )
+
+
+def text_key(text: str) -> tuple[int, ...]:
+    """Four 32-bit numbers that stand for `text` in the key of `generator`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
+
+
+def unit(vectors: Float[ndarray, "*axes width"]) -> Float[ndarray, "*axes width"]:
+    """Each vector at length 1."""
+    return vectors / np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Views:
+    """The fixed maps of one world: orthonormal columns, so that no concept is favoured."""
+
+    text: Float[ndarray, "text_width concept_width"]
+    video: Float[ndarray, "video_width concept_width"]
+    binding: Float[ndarray, "video_width concept_width"]
+    verb_order: ndarray  # permutation of the concept axis
+    noun_order: ndarray
+
+    def bind(
+        self,
+        verb: Float[ndarray, "*axes concept_width"],
+        noun: Float[ndarray, "*axes concept_width"],
+    ) -> Float[ndarray, "*axes video_width"]:
+        """What verb and noun show together beyond their sum: B (P verb * Q noun), length 1.
+
+        P and Q are permutations. The product is as far from the vectors of its factors as from
+        those of any other word: knowing the words is not enough to know it.
+        """
+        return unit(verb[..., self.verb_order] * noun[..., self.noun_order]) @ self.binding.T
+
+
+def make_views(config: MixtureConfig) -> Views:
+    """The maps that belong to the seed of `config`."""
+    rng = generator(config.seed, Stream.MAPS)
+    width = config.concept_width
+    text = _orthonormal(rng, config.text_width, width)
+    video = _orthonormal(rng, config.video_width, width)
+    binding = _orthonormal(rng, config.video_width, width)
+    return Views(text, video, binding, rng.permutation(width), rng.permutation(width))
+
+
+def _orthonormal(rng: np.random.Generator, height: int, width: int) -> ndarray:
+    q, r = np.linalg.qr(rng.standard_normal((height, width)))
+    return q * np.sign(
+        np.diag(r)
+    )  # the one decomposition with a positive diagonal: no LAPACK's own
+
+
+def concept_vector(config: MixtureConfig, part: str, concept: str) -> Float[ndarray, " width"]:
+    """The unit vector of `concept`: it depends on the seed, the part of speech and the word alone.
+
+    g + class_pull * h at length 1, with g of the word and h of the part of speech unit vectors.
+    """
+    own = _hashed(config.seed, Stream.CONCEPT, f"{part} {concept}", config.concept_width)
+    shared = _hashed(config.seed, Stream.CONCEPT, part, config.concept_width)
+    return unit(own + config.class_pull * shared)
+
+
+def function_vector(config: MixtureConfig, word: str) -> Float[ndarray, " width"]:
+    """The text view of a word without a concept: a unit vector of its own, unseen in any video."""
+    return _hashed(config.seed, Stream.FORM, word, config.text_width)
+
+
+def form_offset(config: MixtureConfig, form: str) -> Float[ndarray, " width"]:
+    """What every word in this grammatical form has in common in the text view."""
+    return config.inflection * _hashed(config.seed, Stream.FORM, f"{form} form", config.text_width)
+
+
+def _hashed(seed: int, stream: Stream, text: str, width: int) -> ndarray:
+    return unit(generator(seed, stream, *text_key(text)).standard_normal(width))
+
+
+def num_clips(duration_seconds: float, clip_seconds: float) -> int:
+    """Clips of a video; the last may be partial."""
+    return max(math.ceil(round(duration_seconds / clip_seconds, 6)), 1)
+
+
+def clip_coverage(
+    moments: Float[ndarray, "event 2"], duration_seconds: float, clip_seconds: float
+) -> Float[ndarray, "event clip"]:
+    """The share of each clip that each moment fills, in [0, 1].
+
+    Clip i is the video from i to i + 1 times `clip_seconds`, cut at the end of the video.
+    """
+    left = np.arange(num_clips(duration_seconds, clip_seconds)) * clip_seconds
+    right = np.minimum(left + clip_seconds, duration_seconds)
+    overlap = np.minimum(moments[:, 1:], right) - np.maximum(moments[:, :1], left)
+    return np.clip(overlap, 0.0, None) / np.maximum(right - left, 1e-6)
+
+
+def mix_clips(
+    config: MixtureConfig,
+    rng: np.random.Generator,
+    coverage: Float[ndarray, "event clip"],
+    appearance: Float[ndarray, "event video_width"],
+    strays: Float[ndarray, "concept video_width"],
+) -> Float[ndarray, "clip video_width"]:
+    """Features of one video, float32: its events, and over them scene, clutter and noise.
+
+    Args:
+        config: lengths of the terms.
+        rng: random numbers of this video.
+        coverage: share of each clip that each event fills.
+        appearance: what each event adds to a clip that it fills.
+        strays: video views of concepts; each clip shows one at random, weakly, whatever happens.
+    """
+    clips, width = coverage.shape[1], config.video_width
+    scene = config.scene * unit(rng.standard_normal(width))
+    stray = strays[rng.integers(len(strays), size=clips)]
+    weights = config.clutter * rng.random((clips, 1))
+    noise = config.noise / math.sqrt(width) * rng.standard_normal((clips, width))
+    return stored(coverage.T @ appearance + scene + weights * stray + noise)
+
+
+def stored(values: ndarray) -> ndarray:
+    """`values` as a file holds them: float32 on a grid far coarser than rounding errors."""
+    return np.round(values, DECIMALS).astype(np.float32)
+
+
+def on_grid(values: ndarray) -> bytes:
+    """Bytes for a checksum: the same on every machine, and after float32."""
+    return np.rint(values.astype(np.float64) * 10**DECIMALS).astype("<i4").tobytes()
+
+
+def write_word_vectors(path: Path, vectors: Mapping[str, ndarray]) -> None:
+    """The table of text views stands in `path`: columns `word` and `vector`, in word order."""
+    words = sorted(vectors)
+    table = stored(np.stack([vectors[word] for word in words]))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(table.ravel()), table.shape[1])
+    pq.write_table(pa.table({"word": pa.array(words), "vector": column}), path)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def clear_world(out: Path) -> None:
+    """`out` is a folder without files of an earlier world.
+
+    Raises:
+        InputError: the folder holds something else, which is left as it is.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"expected a folder to write a world to, {out} is a file; name another")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise InputError(
+            f"expected an empty folder or an earlier world to replace, {out} holds other files; "
+            f"name another folder"
+        )
+    shutil.rmtree(out / FEATURES, ignore_errors=True)
+    (out / FEATURES).mkdir(parents=True)
+    for name in (MANIFEST, WORD_VECTORS):
+        (out / name).unlink(missing_ok=True)
+
+
+def world_checksum(folder: Path) -> str:
+    """One checksum of a world's annotation files, word vectors and features.
+
+    Two worlds have the same one exactly where a training run cannot tell them apart.
+    """
+    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["checksums"]
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name} {sha256(folder / name)}\n".encode())
+    table = pq.read_table(folder / WORD_VECTORS)
+    digest.update("\n".join(table["word"].to_pylist()).encode())
+    digest.update(on_grid(table["vector"].combine_chunks().flatten().to_numpy()))
+    for path in sorted((folder / FEATURES).glob("*.npy")):
+        digest.update(path.name.encode() + on_grid(np.load(path)))
+    return digest.hexdigest()
