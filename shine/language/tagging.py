@@ -26,8 +26,10 @@ INSTALLED: Final = tuple(f"en_core_web_{size}" for size in ("trf", "lg", "md", "
 # Only these parts of a pipeline set UPOS and Penn tags; parser, entities and lemmas are not needed.
 _COMPONENTS: Final = ("tok2vec", "transformer", "tagger", "morphologizer", "attribute_ruler")
 
-# The tokeniser takes quadratic time on a run without spaces, so longer texts are cut.
-_PIECE: Final = 2000  # characters
+# The tokeniser takes quadratic time on a run of symbols, so texts longer than any caption are cut:
+# after white space, and a run without any into shorter parts.
+_PIECE: Final = 1000  # characters
+_RUN: Final = 200
 _INFLECTED: Final = {"NOUN": "NOUN", "PROPN": "NOUN", "VERB": "VERB", "AUX": "AUX", "ADJ": "ADJ"}
 _SURROGATES: Final = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
 
@@ -49,16 +51,19 @@ class Word:
 class Tagger:
     """Splits captions into tagged words, the same for a caption alone as among others.
 
+    One tagger serves one thread at a time.
+
     Args:
         nlp: a spaCy pipeline that sets UPOS and Penn tags.
         name: what the pipeline is called in configurations and results.
     """
 
+    nlp: Language
     name: str
     version: str  # of the pipeline, with the start of a checksum of its files: "1.0.0+3f2a91c0"
 
     def __init__(self, nlp: Language, name: str):
-        self._nlp = nlp
+        self.nlp = nlp
         self.name = name
         self.version = f"{nlp.meta['version']}+{_checksum(nlp.path)[:8]}"
 
@@ -71,10 +76,8 @@ class Tagger:
         pieces = [_pieces(text) for text in texts]
         # What spaCy remembers of new words is freed with the zone: memory stays level over
         # millions of captions. Only plain strings leave it.
-        with self._nlp.memory_zone():
-            docs = self._nlp.pipe(
-                (p.translate(_SURROGATES) for p in chain(*pieces)), batch_size=256
-            )
+        with self.nlp.memory_zone():
+            docs = self.nlp.pipe((p.translate(_SURROGATES) for p in chain(*pieces)), batch_size=256)
             return [tuple(chain(*(_words(p, next(docs)) for p in parts))) for parts in pieces]
 
 
@@ -129,16 +132,16 @@ def _checksum(folder: str | Path | None) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text, cut after white space where possible, in pieces of at most ``_PIECE`` characters.
+    """The text in pieces of at most ``_PIECE`` characters, cut after white space where there is any.
 
-    A cut changes at most the tags of a few words around it, in texts no caption comes near.
+    A cut changes at most the tags of a few words around it.
     """
-    pieces = []
-    while len(text) > _PIECE:
-        cut = 1 + max(text.rfind(c, 0, _PIECE) for c in " \n\t") or _PIECE
-        pieces.append(text[:cut])
-        text = text[cut:]
-    return [*pieces, text]
+    pieces, start = [], 0
+    while len(text) - start > _PIECE:
+        end = 1 + max(text.rfind(c, start, start + _PIECE) for c in " \n\t") or start + _RUN
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def _words(text: str, doc: Doc) -> Iterator[Word]:
