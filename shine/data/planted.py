@@ -62,6 +62,7 @@ from shine.errors import InputError
 
 NEGATIVES = "negatives_grammar.jsonl"
 TRUTH = "truth.jsonl"
+TRAIN = "train.jsonl"
 
 T = TypeVar("T")
 Pair = tuple[str, str]  # verb, noun
@@ -76,7 +77,10 @@ class WorldConfig(MixtureConfig):
     train_rows: Count = 1500
     validation_rows: Count = 150  # of val_trivial and of val_composition, each
     test_rows: Count = 400  # of each of the three test splits
-    queries_per_video: Count = 2  # at most
+    # At most, in training. Elsewhere a video has one query, for the event it was made for: a second
+    # one would be about a twin more often where few pairs are asked for, so splits would differ in
+    # more than their pairs.
+    train_queries_per_video: Count = 2
 
     # What goes with what, and what training never shows.
     nouns_per_verb: Annotated[int, Field(ge=2)] = 7
@@ -164,13 +168,19 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Split:
-    """One annotation file: how its videos are named and which pairs its queries are about."""
+    """One annotation file: how its videos are named and what its queries are about."""
 
     file: str
     tag: str  # in video and query ids
     rows: int
     targets: tuple[Pair, ...]
-    audited: bool  # has negatives made by the grammar
+    adjectives: tuple[str, ...]
+    queries_per_video: int = 1  # at most
+
+    @property
+    def training(self) -> bool:
+        """Whether a model is fitted to it; the others have negatives made by the grammar."""
+        return self.file == TRAIN
 
 
 @dataclass(frozen=True)
@@ -204,8 +214,11 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
     """
     pairs = draw_pairs(config)
     splits = make_splits(config, pairs)
-    worlds = {split.file: list(_videos(config, pairs, split)) for split in splits}
-    _check_training_names_all_words(worlds["train.jsonl"], pairs)
+    worlds: dict[str, list[Video]] = {}
+    for split in splits:
+        worlds[split.file] = list(_videos(config, pairs, split))
+        if split.training:
+            _check_names_all_words(worlds[split.file], pairs)
     clear_world(out)
 
     painter = Painter(config)
@@ -217,7 +230,7 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
             truth.append(_truth(split, video))
             rows = [_annotation(split, video, n) for n in range(len(video.queries))]
             records += [to_record(row) for row in rows]
-            if split.audited:
+            if not split.training:
                 negatives += [
                     _negatives(config, pairs, video, query, row)
                     for query, row in zip(video.queries, rows, strict=True)
@@ -295,14 +308,14 @@ def _hold_out(rng: np.random.Generator, known: list[Pair], share: float) -> list
 
 def make_splits(config: WorldConfig, pairs: Pairs) -> tuple[Split, ...]:
     """The annotation files of a world; training first."""
-    validation, test = config.validation_rows, config.test_rows
+    validation, test, known = config.validation_rows, config.test_rows, pairs.adjectives
     return (
-        Split("train.jsonl", "train", config.train_rows, pairs.seen, False),
-        Split("val_trivial.jsonl", "val", validation, pairs.seen, True),
-        Split("val_composition.jsonl", "valcomposition", validation, pairs.validation, True),
-        Split("test_trivial.jsonl", "test", test, pairs.seen, True),
-        Split("novel_composition.jsonl", "composition", test, pairs.novel, True),
-        Split("novel_word.jsonl", "word", test, pairs.novel_word, True),
+        Split(TRAIN, "train", config.train_rows, pairs.seen, known, config.train_queries_per_video),
+        Split("val_trivial.jsonl", "val", validation, pairs.seen, known),
+        Split("val_composition.jsonl", "valcomposition", validation, pairs.validation, known),
+        Split("test_trivial.jsonl", "test", test, pairs.seen, known),
+        Split("novel_composition.jsonl", "composition", test, pairs.novel, known),
+        Split("novel_word.jsonl", "word", test, pairs.novel_word, ADJECTIVES),
     )
 
 
@@ -340,35 +353,24 @@ def _video(
     split: Split,
     target: Pair,
 ) -> Video:
-    """A video in which `target` happens; a query asks for it, others perhaps for other events."""
+    """A video made for `target`: its first query asks for it, further ones for its distractors."""
     duration = round(float(rng.uniform(config.min_duration, config.max_duration)), 2)
     allowed = tuple(dict.fromkeys(pairs.seen + split.targets))
-    adjectives = pairs.adjectives
-    if split.targets == pairs.novel_word:
-        adjectives += pairs.novel_adjectives
-    first = _action(config, rng, target, adjectives)
-    actions = [first, *_distractors(config, rng, first, allowed, adjectives)]
+    first = _action(config, rng, target, split.adjectives)
+    actions = [first, *_distractors(config, rng, first, allowed, split.adjectives)]
     wanted = int(rng.integers(config.min_events, config.max_events + 1))
     while len(actions) < wanted:
         actions.append(_action(config, rng, _pick(rng, pairs.seen), pairs.adjectives))
-    events = _place(config, rng, duration, actions[: max(wanted, 1)])
+    events = _place(config, rng, duration, actions[:wanted])
     men = bool(rng.integers(2))
 
     queries = []
-    for event in events:
-        if len(queries) == config.queries_per_video:
-            break
+    for event in events[: split.queries_per_video]:
         others = [other.action for other in events if other is not event]
         stated = _statement(config, rng, event.action, others)
-        if stated is not None and _asks_for(split, pairs, stated):
+        if stated is not None:
             queries.append(Query(event, stated, _wording(rng, men)))
     return Video(vid, duration, tuple(sorted(events, key=lambda e: e.moment)), tuple(queries))
-
-
-def _asks_for(split: Split, pairs: Pairs, stated: Action) -> bool:
-    """Whether a query belongs in the split."""
-    novel_adjective = stated.adjective in pairs.novel_adjectives
-    return stated.pair in split.targets or (split.targets == pairs.novel_word and novel_adjective)
 
 
 def _distractors(
@@ -452,7 +454,7 @@ def _wording(rng: np.random.Generator, men: bool) -> Wording:
     )
 
 
-def _check_training_names_all_words(videos: Sequence[Video], pairs: Pairs) -> None:
+def _check_names_all_words(videos: Sequence[Video], pairs: Pairs) -> None:
     named = {w for v in videos for q in v.queries for w in q.stated.concepts().values()}
     known = {word for pair in pairs.seen for word in pair}
     expected = known | {*pairs.adjectives, *PREPOSITIONS, *PLACES, *ADVERBS}
