@@ -6,12 +6,11 @@ first. Evaluation has text 0 alone.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
 
 _Moved = TypeVar("_Moved", bound="_Movable")
 
@@ -21,11 +20,13 @@ class _Movable:
 
     def to(self: _Moved, device: torch.device | str) -> _Moved:
         """The same content on `device`; copies from pinned memory do not wait."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)  # pyright: ignore[reportArgumentType]
-            if isinstance(value := getattr(self, field.name), Tensor | _Movable)
-        }
+        moved: dict[str, Any] = {}
+        for field in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=True)
+            elif isinstance(value, _Movable):
+                moved[field.name] = value.to(device)
         return replace(self, **moved)  # pyright: ignore[reportType]
 
 
@@ -33,13 +34,11 @@ class _Movable:
 class Inputs(_Movable):
     """What the model sees."""
 
-    clips: Float[Tensor, "video clip feature"]  # features and two temporal end points, 0 on padding
+    clips: Float[Tensor, "video clip feature"]  # two temporal end points last; 0 on padding
     clip_mask: Bool[Tensor, "video clip"]  # True where a clip is real
     video: Int[Tensor, " row"]  # the video of each row: an index into the first axis of clips
     tokens: Float[Tensor, "text row token width"]
-    token_mask: Bool[
-        Tensor, "text row token"
-    ]  # at least one real token even where a text is absent
+    token_mask: Bool[Tensor, "text row token"]  # at least one token, also of an absent text
 
 
 @dataclass(frozen=True)

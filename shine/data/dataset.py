@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +164,7 @@ def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int)
     spans = np.stack([moments.mean(axis=-1), moments[..., 1] - moments[..., 0]], axis=-1)
     counts = valid.astype(np.float64)
 
-    def count(value: np.ndarray | float) -> torch.Tensor:
+    def count(value: Any) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float32) / world_size
 
     targets = Targets(

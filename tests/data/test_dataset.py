@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config, tiny_data
+
+from shine.data.annotations import read_annotations, write_jsonl
+from shine.data.dataset import Dataset, collate
+from shine.data.features import FeatureStore, write_manifest, write_shard
+from shine.data.loading import Source
+from shine.data.sampler import GlobalBatch
+from shine.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture(scope="module")
+def dataset(root):
+    return Source.open(tiny_config(root)).training()
+
+
+def batch_of(rows, partners=None):
+    rows = np.array(rows)
+    return GlobalBatch(rows, np.array(partners) if partners else np.roll(rows, -1))
+
+
+def rewritten(root, tmp_path, change):
+    """The training split with one change to its first line."""
+    lines = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    change(lines[0])
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, lines)
+    return tiny_config(root, f"data.train={path}")
+
+
+def test_each_row_has_its_video_and_its_texts(root, dataset):
+    rows = [3, 0, 7]
+    batch = collate(dataset, batch_of(rows, [0, 7, 3]), rank=0, world_size=1)
+    for i, (row, partner) in enumerate(zip(rows, [0, 7, 3], strict=True)):
+        annotation = dataset.annotations[row]
+        expected = np.load(root / "features" / f"{annotation.vid}.npy")
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True) + 1e-5
+        length = len(expected)
+        video = batch.inputs.video[i]
+        assert batch.inputs.clip_mask[video].sum() == length
+        clips = batch.inputs.clips[video].numpy()
+        np.testing.assert_allclose(clips[:length, :-2], expected, atol=1e-3)
+        start = np.arange(length) / length
+        np.testing.assert_allclose(clips[:length, -2:], np.c_[start, start + 1 / length], atol=1e-6)
+        assert not clips[length:].any()
+        texts = [annotation.query, dataset.annotations[partner].query, *annotation.negatives]
+        for level, text in enumerate(texts):
+            tokens = batch.inputs.tokens[level, i][batch.inputs.token_mask[level, i]]
+            number = dataset.texts.add([text])
+            np.testing.assert_array_equal(tokens, dataset.texts.gather(number)[0][0])
+
+
+def test_a_video_with_several_queries_is_stored_once(dataset):
+    batch = collate(dataset, batch_of([0, 1, 2]), rank=0, world_size=1)
+    assert len(batch.inputs.clips) == 2
+    assert batch.inputs.video[0] == batch.inputs.video[1] != batch.inputs.video[2]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_the_shares_of_the_workers_are_the_batch(dataset, world_size):
+    batch = batch_of([0, 3, 7, 5, 9])
+    whole = collate(dataset, batch, rank=0, world_size=1)
+    shares = [collate(dataset, batch, rank=r, world_size=world_size) for r in range(world_size)]
+    assert sum(len(share.inputs.video) for share in shares) == 5
+    spans = torch.cat([share.targets.spans for share in shares])
+    dealt = [i for rank in range(world_size) for i in range(rank, 5, world_size)]
+    torch.testing.assert_close(spans, whole.targets.spans[dealt])
+    for share in shares:
+        torch.testing.assert_close(share.targets.num_rows * world_size, whole.targets.num_rows)
+        torch.testing.assert_close(share.targets.num_both * world_size, whole.targets.num_both)
+
+
+def test_rows_without_partner_or_negatives_are_marked_and_not_counted(root, tmp_path):
+    def drop(record):
+        record["recomposed_queries"] = record["recomposed_queries"][:1]
+
+    dataset = Source.open(rewritten(root, tmp_path, drop)).training()
+    batch = collate(dataset, batch_of([0, 2, 4], [2, -1, 0]), rank=0, world_size=1)
+    valid = batch.targets.text_valid
+    assert valid.T.tolist() == [
+        [True, True, True, False, False],
+        [True, False, True, True, True],
+        [True, True, True, True, True],
+    ]
+    expected = valid.float() @ valid.float().T
+    torch.testing.assert_close(batch.targets.num_both, expected)
+    assert batch.inputs.token_mask.any(dim=-1).all()
+
+
+def test_a_span_and_its_clips_agree_with_the_moment(dataset):
+    batch = collate(dataset, batch_of([0, 1, 2, 3]), rank=0, world_size=1)
+    for i in range(4):
+        annotation = dataset.annotations[i]
+        ((start, end),) = annotation.moments
+        center, width = batch.targets.spans[i, 0].tolist()
+        seconds = annotation.duration_seconds
+        np.testing.assert_allclose([center - width / 2, center + width / 2],
+                                   [start / seconds, end / seconds], atol=1e-6)  # fmt: skip
+        assert batch.targets.inside[i].nonzero()[:, 0].tolist() == list(range(int(start), int(end)))
+        real = batch.inputs.clip_mask[batch.inputs.video[i]]
+        torch.testing.assert_close(batch.targets.outside[i], real & ~batch.targets.inside[i])
+
+
+@pytest.mark.parametrize(
+    ("moment", "clips"),
+    [
+        ([2.0, 4.0], [2, 3]),
+        ([2.5, 3.5], [2, 3]),
+        ([2.1, 2.2], [2]),
+        ([0.0, 8.4], list(range(9))),
+        ([8.2, 8.3], [8]),
+        ([7.9, 30.0], [7, 8]),
+    ],
+)
+def test_clips_that_overlap_a_moment_are_inside(root, tmp_path, moment, clips):
+    def place(record):
+        record.update(vid="short", duration=8.4, relevant_windows=[moment])
+
+    features = tmp_path / "raw"
+    features.mkdir()
+    np.save(features / "short.npy", np.ones((9, 8), np.float32))
+    config = rewritten(root, tmp_path, place)
+    settings = config.features.model_copy(update={"source": str(features)})
+    write_manifest(tmp_path, [write_shard(tmp_path, 0, ["short"], settings)], settings, None)
+    source = Source.open(config)
+    annotation = read_annotations(config.path(config.data.train))[:1]
+    dataset = Dataset.build(annotation, FeatureStore.open(tmp_path), source.texts, max_moments=5)
+    assert dataset.inside[0].nonzero()[0].tolist() == clips
+    assert dataset.num_clamped == (moment[1] > 8.4)
+    assert dataset.annotated[0, 0].tolist() == moment
+    assert dataset.has_outside[0] == (len(clips) < 9)
+
+
+def test_a_stride_other_than_stated_is_derived_from_the_duration(root, tmp_path):
+    def stretch(record):
+        record["duration"] *= 2
+
+    dataset = Source.open(rewritten(root, tmp_path, stretch)).training()
+    assert dataset.clip_seconds[0] == 2
+    assert (dataset.clip_seconds[2:] == 1).all()
+
+
+def test_missing_things_are_told_before_training(root, tmp_path):
+    with pytest.raises(InputError, match="does not hold video other"):
+        Source.open(rewritten(root, tmp_path, lambda r: r.update(vid="other"))).training()
+    with pytest.raises(InputError, match=r"expected clips of 9 columns \(features.width\), got 8"):
+        Source.open(tiny_config(root, "features.width=9"))
+    path = tmp_path / "plain.jsonl"
+    lines = read_annotations(root / "train.jsonl")
+    write_jsonl(path, [{"qid": "x", "query": "a", "vid": lines[0].vid, "duration": 9,
+                        "relevant_windows": [[0, 1]]}])  # fmt: skip
+    with pytest.raises(InputError, match="negatives"):
+        Source.open(tiny_config(root, f"data.train={path}")).training()
