@@ -339,7 +339,7 @@ _RENAMES = (
     (r"\.cross_attn\.out_proj", ".clip_out"),
     (r"\.linear1", ".feedforward.grow"),
     (r"\.linear2", ".feedforward.shrink"),
-    (r"\.activation", ".feedforward.activation"),
+    (r"\.activation\.weight", ".feedforward.activation.slope"),
 )
 
 
