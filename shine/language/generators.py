@@ -1,0 +1,300 @@
+"""Who proposes the words that fill the slots of a level.
+
+A generator sees one caption and the slots of all its levels and answers with one sentence per
+level. It judges nothing: `shine.language.validation` does, and asks again with a higher attempt.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Final, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from shine.config import NegativesConfig
+from shine.language.lexicon import is_person, same_meaning
+from shine.language.masking import recompose
+from shine.language.neighbours import Context, Neighbours, contexts
+from shine.language.tagging import Word
+from shine.language.vocabulary import Entry, Kind, Vocabulary
+
+Scores = Float[np.ndarray, " candidate"]
+
+# A form is a candidate where it is mostly used so, not where the tagger erred once.
+_MIN_SHARE: Final = 0.3
+_MIN_COUNT: Final = 3
+_ENOUGH: Final = 8  # candidates; a kind with fewer usual ones takes the others in
+_MAX_CACHED: Final = 20_000  # contexts
+_MAX_RANK: Final = 64  # more attempts than a level gets
+
+
+class Generator(Protocol):
+    """Proposes hard negatives, one caption at a time."""
+
+    name: str
+
+    def propose(
+        self,
+        words: Sequence[Word],
+        levels: Sequence[Sequence[int]],
+        *,
+        qid: str,
+        attempts: Sequence[int],
+    ) -> tuple[str | None, ...]:
+        """One sentence per level; None where the generator has none.
+
+        The answer depends on the arguments and the generator's seed alone.
+
+        Args:
+            words: a tagged caption.
+            levels: the slots of each level, as `mask_levels` gives them.
+            qid: the id of its query; equal captions under different ids get different words.
+            attempts: how often each level was refused; a higher number asks for another proposal.
+        """
+        ...
+
+
+class Candidates:
+    """The words that may fill a slot of one kind.
+
+    Args:
+        vocabulary: the words of the training captions.
+        kind: part of speech and Penn tag of the slot.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, kind: Kind):
+        known = vocabulary.entries(kind)
+        usual = [entry for entry in known if _is_usual(vocabulary, kind, entry)]
+        self.entries: tuple[Entry, ...] = tuple(usual) if len(usual) >= _ENOUGH else known
+        self.kind = kind
+        self.log_count: Scores = np.log([float(entry.count) for entry in self.entries])
+        self._persons = np.array([is_person(entry.lemma) for entry in self.entries], bool)
+        self._excluded: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def numbers(self) -> dict[str, list[int]]:
+        """Where each lemma stands among the entries; spellings of one form share a lemma."""
+        found = defaultdict(list)
+        for number, entry in enumerate(self.entries):
+            found[entry.lemma].append(number)
+        return dict(found)
+
+    def suits(self, original: str) -> np.ndarray:
+        """True for candidates that make a caption false in place of the lemma `original`.
+
+        Persons are replaced by persons where there are others, and only persons are.
+        """
+        if original not in self._excluded:
+            other = np.array(
+                [not same_meaning(original, entry.lemma, self.kind[0]) for entry in self.entries],
+                bool,
+            )
+            if not is_person(original):
+                other &= ~self._persons
+            elif (other & self._persons).any():
+                other &= self._persons
+            self._excluded[original] = other
+        return self._excluded[original]
+
+
+class VocabularyGenerator(ABC):
+    """Fills slots one after the other with vocabulary words of the same kind.
+
+    Levels build on each other: a level keeps the words that the level below put in, so it differs
+    from the query in more places than that one, and from that one only in its own slots. A word is
+    never replaced by itself in another form, by a near synonym, or by a word of the caption.
+
+    Args:
+        vocabulary: words of the training captions; nothing else enters a negative.
+        seed: of the choice among words that fit.
+    """
+
+    name: str
+
+    def __init__(self, vocabulary: Vocabulary, *, seed: int):
+        self._vocabulary = vocabulary
+        self._seed = seed
+        self._kinds: dict[Kind, Candidates] = {}
+
+    def propose(
+        self,
+        words: Sequence[Word],
+        levels: Sequence[Sequence[int]],
+        *,
+        qid: str,
+        attempts: Sequence[int],
+    ) -> tuple[str | None, ...]:
+        """See `Generator`."""
+        current = list(words)
+        used = {word.lemma for word in words}
+        fills: dict[int, str] = {}
+        sentences: list[str | None] = []
+        for level, (slots, attempt) in enumerate(zip(levels, attempts, strict=True)):
+            fresh = [slot for slot in slots if slot not in fills]
+            for number, slot in enumerate(fresh):
+                unknown = frozenset(fresh[number + 1 :])
+                ranking = self._ranking(
+                    current, slot, unknown, used, f"{self._seed}\0{qid}\0{level}\0{slot}"
+                )
+                if not ranking:
+                    return (*sentences, *[None] * (len(levels) - level))
+                # A refused level changes its last word alone.
+                entry = ranking[attempt % len(ranking) if not unknown else 0]
+                fills[slot] = entry.form
+                used.add(entry.lemma)
+                current[slot] = replace(words[slot], text=entry.form, lemma=entry.lemma)
+            sentences.append(recompose(words, fills))
+        return tuple(sentences)
+
+    @abstractmethod
+    def _scores(
+        self,
+        candidates: Candidates,
+        words: Sequence[Word],
+        slot: int,
+        unknown: frozenset[int],
+    ) -> Scores:
+        """How well each candidate fits: log weights of the draw."""
+
+    def _ranking(
+        self, words: Sequence[Word], slot: int, unknown: frozenset[int], used: set[str], key: str
+    ) -> list[Entry]:
+        """The candidates of a slot in an order drawn from `key`, likelier ones mostly first.
+
+        Sorting log weights after adding Gumbel noise draws without replacement. So one order serves
+        every attempt, and no word is tried twice.
+        """
+        original = words[slot]
+        kind = original.pos, original.tag
+        if kind not in self._kinds:
+            self._kinds[kind] = Candidates(self._vocabulary, kind)
+        candidates = self._kinds[kind]
+        possible = candidates.suits(original.lemma).copy()
+        possible[[i for lemma in used for i in candidates.numbers.get(lemma, ())]] = False
+        chosen = np.flatnonzero(possible)
+        if not len(chosen):
+            return []
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        noise = np.random.default_rng(int.from_bytes(digest, "big")).gumbel(size=len(possible))
+        drawn = (self._scores(candidates, words, slot, unknown) + noise)[chosen]
+        best = chosen[np.argsort(-drawn, kind="stable")[:_MAX_RANK]]
+        return [candidates.entries[i] for i in best]
+
+
+class RandomGenerator(VocabularyGenerator):
+    """Fills slots by any word of the same kind, each equally likely: the ablation."""
+
+    name = "random"
+
+    def _scores(
+        self,
+        candidates: Candidates,
+        words: Sequence[Word],
+        slot: int,
+        unknown: frozenset[int],
+    ) -> Scores:
+        return np.zeros(len(candidates.entries))
+
+
+class CorpusGenerator(VocabularyGenerator):
+    """Fills slots by words that stand in such company in the training captions.
+
+    With n(c) the count of a candidate, n(c, v) how often it stood in context v, p(v) the share of v
+    among the contexts of its name, and w the weight of that name, a candidate is drawn with
+
+        weight(c) = n(c)^PRIOR * prod_v ( (n(c, v) + BACK_OFF p(v)) / ((n(c) + BACK_OFF) p(v)) )^w
+
+    A word never seen in a context is the less likely the more often it was seen elsewhere.
+
+    Args:
+        vocabulary: words of the training captions; nothing else enters a negative.
+        neighbours: contexts of those words in the same captions.
+        seed: of the choice among words that fit.
+    """
+
+    name = "corpus"
+
+    PRIOR: Final = 0.5
+    BACK_OFF: Final = 0.1
+    WEIGHTS: Final = {
+        "before": 0.5,
+        "after": 1.0,
+        "frame": 1.0,
+        "left": 0.5,
+        "right": 0.5,
+        "object": 1.0,
+        "second": 0.5,
+        "verb": 1.0,
+        "modifier": 1.0,
+        "head": 1.0,
+    }
+
+    def __init__(self, vocabulary: Vocabulary, neighbours: Neighbours, *, seed: int):
+        super().__init__(vocabulary, seed=seed)
+        self._neighbours = neighbours
+        self._absences: dict[tuple[Kind, str], Scores] = {}
+        self._presences: dict[tuple[Kind, Context], tuple[Int[np.ndarray, " hit"], Scores]] = {}
+
+    def _scores(
+        self,
+        candidates: Candidates,
+        words: Sequence[Word],
+        slot: int,
+        unknown: frozenset[int],
+    ) -> Scores:
+        scores = self.PRIOR * candidates.log_count
+        for context in contexts(words, slot, unknown):
+            weight = self.WEIGHTS[context[0]]
+            numbers, gains = self._presence(candidates, context)
+            scores += weight * self._absence(candidates, context[0])
+            scores[numbers] += weight * gains
+        return scores
+
+    def _absence(self, candidates: Candidates, name: str) -> Scores:
+        """The factor of a context in which a candidate never stood, as a log."""
+        key = candidates.kind, name
+        if key not in self._absences:
+            pos = candidates.kind[0]
+            counts = np.array(
+                [self._neighbours.occurrences(pos, name, e.lemma) for e in candidates.entries]
+            )
+            self._absences[key] = np.log(self.BACK_OFF / (counts + self.BACK_OFF))
+        return self._absences[key]
+
+    def _presence(
+        self, candidates: Candidates, context: Context
+    ) -> tuple[Int[np.ndarray, " hit"], Scores]:
+        """The candidates that stood in `context`, and what that adds to their absence."""
+        key = candidates.kind, context
+        if key not in self._presences:
+            pos = candidates.kind[0]
+            back_off = self.BACK_OFF * self._neighbours.share(pos, context)
+            hits = [
+                (number, count)
+                for lemma, count in self._neighbours.held(pos, context).items()
+                for number in candidates.numbers.get(lemma, ())
+            ]
+            numbers = np.array([number for number, _ in hits], np.int64)
+            gains = np.log1p(np.array([count for _, count in hits], float) / (back_off or 1.0))
+            if len(self._presences) >= _MAX_CACHED:
+                self._presences.clear()
+            self._presences[key] = numbers, gains
+        return self._presences[key]
+
+
+def build_generator(
+    config: NegativesConfig, vocabulary: Vocabulary, neighbours: Neighbours
+) -> Generator:
+    """The generator that the configuration names."""
+    if config.generator == "random":
+        return RandomGenerator(vocabulary, seed=config.seed)
+    return CorpusGenerator(vocabulary, neighbours, seed=config.seed)
+
+
+def _is_usual(vocabulary: Vocabulary, kind: Kind, entry: Entry) -> bool:
+    total = sum(other.count for other in vocabulary.kinds(entry.form).values())
+    return entry.count >= max(_MIN_COUNT, _MIN_SHARE * total)

@@ -1,0 +1,109 @@
+"""Which words of a caption each level of hard negatives replaces, and the sentence that results.
+
+A *slot* is the position of a replaced word. Slots nest: a level replaces every word that the level
+below replaces, and more. They are taken in the order verb, noun, adjective, preposition, adverb,
+and within one part of speech from left to right: what happens changes first, details last.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from shine.language.lexicon import is_person
+from shine.language.tagging import Word
+
+MASK: Final = "<mask>"
+
+# Order of masking. A particle ("turn on") has the tag RP and counts as a preposition.
+_RANK: Final = {"VERB": 0, "NOUN": 1, "PROPN": 1, "ADJ": 2, "ADP": 3, "ADV": 4}
+# Tagged as content but say little on their own: another word in their place breaks the sentence
+# ("out of", "as well") or changes nothing that a video shows ("other", "then").
+_FUNCTION_WORDS: Final = """
+as of than be other another same such own then also too so again just very there here
+"""
+_FUNCTION: Final = frozenset(_FUNCTION_WORDS.split())
+# Letters that do not sound as they are written, where "a" or "an" depends on it.
+_CONSONANT_SOUND: Final = re.compile(r"(?:uni(?!n|m)|use|usu|uti|eu|one\b|once\b|ukulele)")
+_VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
+
+
+def maskable(words: Sequence[Word], least: int = 0) -> tuple[int, ...]:
+    """Positions of the words that can be replaced, in the order of masking.
+
+    Auxiliaries, determiners, pronouns, numbers and function words stay. So do persons ("person",
+    "man"), since who acts rarely tells moments apart; they are added at the end, from left to
+    right, as long as fewer than `least` words were found.
+    """
+    content = [
+        i
+        for i, word in enumerate(words)
+        if word.pos in _RANK and word.tag != "WRB" and word.lemma not in _FUNCTION and word.text
+    ]
+    persons = [i for i in content if is_person(words[i].lemma)]
+    others = sorted(
+        (i for i in content if not is_person(words[i].lemma)), key=lambda i: _RANK[words[i].pos]
+    )
+    return (*others, *persons[: max(0, least - len(others))])
+
+
+def level_sizes(num_words: int, ratios: Sequence[float]) -> tuple[int, ...]:
+    """How many of `num_words` words each level replaces.
+
+    Level k replaces a share r_k, rounded half up, but always more than the level below:
+
+        n_k = min(max(floor(r_k * num_words + 1/2), n_{k-1} + 1), num_words),  n_{-1} = 0
+
+    With too few words the upper levels repeat `num_words`; a level that is no larger than the one
+    below has nothing to say of its own and is recorded as invalid.
+    """
+    sizes: list[int] = []
+    for ratio in ratios:
+        least = sizes[-1] + 1 if sizes else 1
+        sizes.append(min(max(int(ratio * num_words + 0.5), least), num_words))
+    return tuple(sizes)
+
+
+def mask_levels(words: Sequence[Word], ratios: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+    """The slots of each level, in the order of masking; a level starts with those of the one below.
+
+    Args:
+        words: a tagged caption.
+        ratios: rising shares of the maskable words, one per level, least altered first.
+    """
+    order = maskable(words, least=len(ratios))
+    return tuple(order[:size] for size in level_sizes(len(order), ratios))
+
+
+def masked_query(words: Sequence[Word], slots: Sequence[int]) -> str:
+    """The caption with `<mask>` in every slot; everything else stands as written."""
+    return "".join((MASK if i in set(slots) else w.text) + w.space for i, w in enumerate(words))
+
+
+def recompose(words: Sequence[Word], fills: Mapping[int, str]) -> str:
+    """The caption with other words in its slots.
+
+    A word takes the capitals of the one it replaces, and "a" or "an" before it follows it.
+
+    Args:
+        words: a tagged caption.
+        fills: the new word of each slot.
+    """
+    texts = [word.text for word in words]
+    for i, fill in fills.items():
+        texts[i] = _cased(fill, words[i].text)
+        if i and texts[i - 1].lower() in ("a", "an"):
+            texts[i - 1] = _cased(article(fill), words[i - 1].text)
+    return "".join(text + word.space for text, word in zip(texts, words, strict=True))
+
+
+def article(word: str) -> str:
+    """The indefinite article that goes before `word`."""
+    word = word.lower()
+    vowel = word[:1] in tuple("aeiou") and not _CONSONANT_SOUND.match(word)
+    return "an" if vowel or _VOWEL_SOUND.match(word) else "a"
+
+
+def _cased(fill: str, original: str) -> str:
+    if len(original) > 1 and original.isupper():
+        return fill.upper()
+    return fill[:1].upper() + fill[1:] if original[:1].isupper() else fill

@@ -1,0 +1,178 @@
+"""Whether a proposed sentence is a hard negative of its query, and if not, why.
+
+Works on sentences, not on how they were made, so every generator is judged alike. Only training
+captions play a part; test files are read by nobody here.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from shine.data.annotations import normalized
+from shine.language.generators import Generator
+from shine.language.lexicon import content, same_meaning, says
+from shine.language.masking import MASK
+from shine.language.tagging import Word
+from shine.language.vocabulary import Vocabulary
+
+TOO_SHORT: Final = "too few words to replace"
+MAX_ATTEMPTS: Final = 8  # proposals a level may need; then it stays invalid
+
+
+class Judge:
+    """Judges the levels of one caption after another.
+
+    Args:
+        vocabulary: the words a negative may have.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+
+    def __call__(
+        self,
+        words: Sequence[Word],
+        levels: Sequence[Sequence[int]],
+        proposals: Sequence[str | None],
+        truths: Collection[Sequence[Word]],
+    ) -> tuple[tuple[str, ...], ...]:
+        """Per level the reasons why it is no hard negative, none where it is one.
+
+        Args:
+            words: the tagged query.
+            levels: the slots of each level.
+            proposals: the sentence of each level, or None.
+            truths: the tagged captions of the same video, with or without the query.
+        """
+        query = normalized(_text(words))
+        told = {normalized(_text(truth)) for truth in truths}
+        meanings = {content(truth) for truth in (*truths, words)}
+        verdicts: list[tuple[str, ...]] = []
+        below: list[str] = []  # valid sentences of the levels below, normalised
+        replaced = 0  # words that the level below replaces
+        for slots, proposal in zip(levels, proposals, strict=True):
+            if len(slots) <= replaced:
+                verdicts.append((TOO_SHORT,))
+                continue
+            replaced = len(slots)
+            if proposal is None:
+                verdicts.append(("no word fits a slot",))
+                continue
+            text = normalized(proposal)
+            reasons = [*self._slots(words, slots, proposal, meanings)]
+            if text == query:
+                reasons.append("equal to the query")
+            elif text in told:
+                reasons.append("a true caption of the video")
+            if text in below:
+                reasons.append("equal to a lower level")
+            elif below and overlap(query, text) >= overlap(query, below[-1]):
+                reasons.append("no further from the query than the level below")
+            if not reasons:
+                below.append(text)
+            verdicts.append(tuple(reasons))
+        return tuple(verdicts)
+
+    def _slots(
+        self,
+        words: Sequence[Word],
+        slots: Sequence[int],
+        proposal: str,
+        meanings: Collection[tuple[tuple[str, str], ...]],
+    ) -> list[str]:
+        if MASK in proposal:
+            return ["a slot is not filled"]
+        fills = read_fills(words, slots, proposal)
+        if fills is None:
+            same = len(proposal.split()) == len(_text(words).split())
+            return ["a word outside the slots changed" if same else "the number of words changed"]
+        reasons: dict[str, None] = {}
+        said = list(words)
+        for slot, fill in fills.items():
+            word = words[slot]
+            entry = self._vocabulary.kinds(fill).get((word.pos, word.tag))
+            if fill.lower() == word.text.lower():
+                reasons["a slot is unchanged"] = None
+            elif fill not in self._vocabulary:
+                reasons["a word outside the vocabulary"] = None
+            elif entry is None:
+                reasons["another inflection"] = None
+            else:
+                if same_meaning(word.lemma, entry.lemma, word.pos):
+                    reasons["a near synonym"] = None
+                said[slot] = Word(fill, word.space, word.pos, word.tag, entry.lemma)
+        meaning = content(said)
+        if not reasons and any(says(truth, meaning) for truth in meanings):
+            reasons["a paraphrase of a true caption of the video"] = None
+        return list(reasons)
+
+
+def propose(
+    generator: Generator,
+    judge: Judge,
+    words: Sequence[Word],
+    levels: Sequence[Sequence[int]],
+    *,
+    qid: str,
+    truths: Collection[Sequence[Word]],
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """The sentence of each level and the reasons why it is no hard negative, mostly none.
+
+    A refused level is proposed again, at most `MAX_ATTEMPTS` times in all. A level without a
+    proposal has an empty sentence.
+
+    Args:
+        generator: proposes.
+        judge: refuses.
+        words: the tagged query.
+        levels: the slots of each level.
+        qid: the id of the query.
+        truths: the tagged captions of the same video.
+    """
+    attempts = [0] * len(levels)
+    while True:
+        proposals = generator.propose(words, levels, qid=qid, attempts=attempts)
+        verdicts = judge(words, levels, proposals, truths)
+        refused = [
+            k
+            for k, reasons in enumerate(verdicts)
+            if reasons and reasons != (TOO_SHORT,) and proposals[k] is not None
+        ]
+        if not refused or attempts[refused[0]] + 1 == MAX_ATTEMPTS:
+            return tuple(proposal or "" for proposal in proposals), verdicts
+        # Levels above the first refused one may owe their fault to it.
+        attempts[refused[0]] += 1
+
+
+def read_fills(
+    words: Sequence[Word], slots: Collection[int], sentence: str
+) -> dict[int, str] | None:
+    """The word that `sentence` has in each slot; None where it differs outside the slots.
+
+    An indefinite article before a slot may follow the new word.
+    """
+    chosen = frozenset(slots)
+    pattern = "".join(
+        _pattern(word, i in chosen, i + 1 in chosen) + re.escape(word.space)
+        for i, word in enumerate(words)
+    )
+    match = re.fullmatch(pattern, sentence)
+    return dict(zip(sorted(chosen), match.groups(), strict=True)) if match else None
+
+
+def overlap(query: str, other: str) -> float:
+    """Shared words over all words of two normalised sentences (Jaccard); 1 for equal sets."""
+    mine, theirs = set(query.split()), set(other.split())
+    return len(mine & theirs) / (len(mine | theirs) or 1)
+
+
+def _pattern(word: Word, is_slot: bool, before_slot: bool) -> str:
+    if is_slot:
+        return r"(\S+?)"
+    return (
+        r"[Aa][Nn]?" if before_slot and word.text.lower() in ("a", "an") else re.escape(word.text)
+    )
+
+
+def _text(words: Sequence[Word]) -> str:
+    return "".join(word.text + word.space for word in words)
