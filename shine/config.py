@@ -249,11 +249,11 @@ def _nest(keys: list[str], value: Any) -> dict[str, Any]:
 
 
 def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`; maps of a section merge, everything else is replaced whole."""
+    """`high` over `low`; maps merge, but an empty one and everything else replaces what was."""
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and value
         merged[key] = _merge(old, value) if both else value
     return merged
 
