@@ -14,11 +14,11 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -147,22 +147,25 @@ def concept_vector(config: MixtureConfig, part: str, concept: str) -> Float[ndar
 
     g + class_pull * h at length 1, with g of the word and h of the part of speech unit vectors.
     """
-    own = _hashed(config.seed, Stream.CONCEPT, f"{part} {concept}", config.concept_width)
-    shared = _hashed(config.seed, Stream.CONCEPT, part, config.concept_width)
+    own = hashed_unit(config.seed, Stream.CONCEPT, f"{part} {concept}", config.concept_width)
+    shared = hashed_unit(config.seed, Stream.CONCEPT, part, config.concept_width)
     return unit(own + config.class_pull * shared)
 
 
 def function_vector(config: MixtureConfig, word: str) -> Float[ndarray, " width"]:
     """The text view of a word without a concept: a unit vector of its own, unseen in any video."""
-    return _hashed(config.seed, Stream.FORM, word, config.text_width)
+    return hashed_unit(config.seed, Stream.FORM, word, config.text_width)
 
 
 def form_offset(config: MixtureConfig, form: str) -> Float[ndarray, " width"]:
     """What every word in this grammatical form has in common in the text view."""
-    return config.inflection * _hashed(config.seed, Stream.FORM, f"{form} form", config.text_width)
+    return config.inflection * hashed_unit(
+        config.seed, Stream.FORM, f"{form} form", config.text_width
+    )
 
 
-def _hashed(seed: int, stream: Stream, text: str, width: int) -> ndarray:
+def hashed_unit(seed: int, stream: Stream, text: str, width: int) -> Float[ndarray, " width"]:
+    """The unit vector that belongs to (seed, stream, text)."""
     return unit(generator(seed, stream, *text_key(text)).standard_normal(width))
 
 
@@ -232,22 +235,40 @@ def sha256(path: Path) -> str:
 
 
 def clear_world(out: Path) -> None:
-    """`out` is a folder without files of an earlier world.
+    """`out` is a folder with an empty `features`; every file of an earlier world there is gone.
 
     Raises:
         InputError: the folder holds something else, which is left as it is.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write a world to, {out} is a file; name another")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise InputError(
-            f"expected an empty folder or an earlier world to replace, {out} holds other files; "
-            f"name another folder"
-        )
-    shutil.rmtree(out / FEATURES, ignore_errors=True)
+    if out.is_dir() and any(out.iterdir()):
+        for name in (*_files_of_world(out), WORD_VECTORS, MANIFEST):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / FEATURES, ignore_errors=True)
     (out / FEATURES).mkdir(parents=True)
-    for name in (MANIFEST, WORD_VECTORS):
-        (out / name).unlink(missing_ok=True)
+
+
+def _files_of_world(folder: Path) -> list[str]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = [str(name) for name in manifest["checksums"]]
+        if "simulated" in manifest and all(Path(name).name == name for name in names):
+            return names
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(
+        f"expected an empty folder or an earlier world to replace, {folder} holds other files; "
+        f"empty it or name another"
+    )
+
+
+def write_manifest(out: Path, manifest: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
+    """`world.json` stands in `out`, with the checksums of `files`; returns it as it reads back."""
+    sums = {name: sha256(out / name) for name in files}
+    text = json.dumps({**manifest, "checksums": sums}, indent=1)
+    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return json.loads(text)
 
 
 def world_checksum(folder: Path) -> str:

@@ -5,7 +5,6 @@ them. What happens in each video is drawn first, as actions at moments; sentence
 from it. `docs/world.md` explains every choice and parameter.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,7 +40,6 @@ from shine.data.grammar import (
 )
 from shine.data.mixture import (
     FEATURES,
-    MANIFEST,
     WORD_VECTORS,
     MixtureConfig,
     Stream,
@@ -54,8 +52,8 @@ from shine.data.mixture import (
     generator,
     make_views,
     mix_clips,
-    sha256,
     text_key,
+    write_manifest,
     write_word_vectors,
 )
 from shine.errors import InputError
@@ -251,14 +249,9 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
             "novel_composition": pairs.novel,
         },
         "novel_words": pairs.novel_words,
-        "checksums": {
-            name: sha256(out / name)
-            for name in (*(split.file for split in splits), NEGATIVES, TRUTH)
-        },
     }
-    text = json.dumps(manifest, indent=1)
-    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return json.loads(text)
+    files = (*(split.file for split in splits), NEGATIVES, TRUTH)
+    return write_manifest(out, manifest, files)
 
 
 def draw_pairs(config: WorldConfig) -> Pairs:
@@ -473,8 +466,9 @@ class Painter:
         self._config = config
         self._views = make_views(config)
         self._concepts = concepts(config)
-        strays = np.stack([self._concepts[role, word] for role, word in sorted(self._concepts)])
-        self._strays = strays @ self._views.video.T
+        novel = draw_pairs(config).novel_words
+        known = [key for key in sorted(self._concepts) if key[1] not in novel]
+        self._strays = np.stack([self._concepts[key] for key in known]) @ self._views.video.T
 
     def __call__(self, video: Video) -> ndarray:
         """Float32 [clip, video_width]; clip i is second i * clip_seconds and what follows."""

@@ -30,7 +30,7 @@ from shine.data.planted import NEGATIVES, TRUTH, Painter, WorldConfig, make_worl
 from shine.errors import InputError
 
 CONFIG = WorldConfig(seed=3, train_rows=400, validation_rows=40, test_rows=100)
-SMALL = CONFIG.model_copy(update={"train_rows": 200, "validation_rows": 6, "test_rows": 6})
+SMALL = CONFIG.model_copy(update={"train_rows": 300, "validation_rows": 6, "test_rows": 6})
 TESTS = ("test_trivial.jsonl", "novel_composition.jsonl", "novel_word.jsonl")
 AUDITED = ("val_trivial.jsonl", "val_composition.jsonl", *TESTS)
 MEANING = {
@@ -336,6 +336,18 @@ def test_a_world_replaces_a_world_and_nothing_else(tmp_path):
     with pytest.raises(InputError, match="holds other files"):
         make_world(SMALL, other)
     assert [path.name for path in other.iterdir()] == ["chapter.txt"]
+
+
+def test_a_world_leaves_notes_beside_it_alone(tmp_path):
+    make_world(SMALL, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "old.jsonl").write_text("")
+    manifest = json.loads((tmp_path / "world.json").read_text())
+    manifest["checksums"]["old.jsonl"] = ""  # as if an earlier world had written it
+    (tmp_path / "world.json").write_text(json.dumps(manifest))
+    make_world(SMALL, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "old.jsonl").exists()
 
 
 def test_too_few_training_rows_are_refused(tmp_path):
