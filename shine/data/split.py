@@ -28,8 +28,9 @@ def carve_validation(
     """Training annotations without some verb-noun pairs and some videos, and two validation splits.
 
     Pairs are held out at random until about `rows` queries have one. The videos of these queries
-    leave training whole; so do further videos until val-trivial has `rows` queries too. A query of
-    such a video that fits neither split (a word or a pair that training no longer has) is left out.
+    leave training whole, and their other queries go to val-trivial, which may therefore be larger;
+    where it is smaller, further videos follow. A query of such a video that fits neither split (a
+    word or a pair that training no longer has) is left out.
 
     Args:
         annotations: of training alone; test files play no part.

@@ -191,4 +191,4 @@ def test_real_captions_are_visible_in_their_videos(tmp_path):
         scores = centered @ centered[within[::2]].mean(axis=0)  # the other clips are the judge
         found.append(scores[within[1::2]].mean() > scores[without].max())
     assert len(found) > 100
-    assert np.mean(found) > 0.7  # noise alone: about 0.1
+    assert np.mean(found) > 0.7  # noise alone: 0.02
