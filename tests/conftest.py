@@ -1,6 +1,9 @@
+import hypothesis
 import torch
 from jaxtyping import install_import_hook
 
 # Every annotated shape and type of the package is checked while the tests run.
 install_import_hook("shine", "shape_check.check")
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("shine", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("shine")

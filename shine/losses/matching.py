@@ -29,9 +29,10 @@ def assign(
 
     cost = torch.where(moment_mask[:, None], cost, math.inf)
     moment = torch.arange(num_moments, device=cost.device)
+    bit = 2**moment
     subset = torch.arange(2**num_moments, device=cost.device)
-    contains = (subset[:, None] >> moment & 1).bool()  # [subset, moment]
-    without = subset[:, None] & ~(1 << moment)
+    contains = (subset[:, None] & bit).bool()  # [subset, moment]
+    without = subset[:, None] & ~bit
 
     # least[a] is the cost of matching the moments of subset a, and no others, to the slots so far:
     # the next slot stays free, or takes one moment of a and leaves the rest to those before it.
@@ -49,6 +50,6 @@ def assign(
     taken = []
     for choice in reversed(choices):
         chosen = choice.gather(1, state) == moment  # [row, moment], nowhere True for a free slot
-        state = state - (chosen << moment).sum(dim=1, keepdim=True)
+        state = state - (chosen * bit).sum(dim=1, keepdim=True)
         taken.append(chosen)
     return torch.stack(taken[::-1], dim=1)

@@ -1,0 +1,102 @@
+import published
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shine.models.attention import Attend
+from shine.models.layers import Dropout, PReLU, xavier_linear
+from shine.models.position import anchor_position, clip_position
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_drops_at_its_rate(rate):
+    torch.manual_seed(0)
+    x = torch.ones(401, 503)
+    y = Dropout(rate).train()(x)
+    assert (y == 0).double().mean().item() == pytest.approx(rate, abs=4e-3)
+    assert y.double().mean().item() == pytest.approx(1, abs=5e-3)
+    assert y.unique().tolist() == pytest.approx([0, 1 / (1 - rate)], rel=1e-4)
+
+
+def test_dropout_is_decided_element_by_element():
+    torch.manual_seed(0)
+    dropped = (Dropout(0.5).train()(torch.ones(4000, 8)) == 0).double()
+    correlation = torch.corrcoef(dropped.T) - torch.eye(8)  # eight neighbours share two draws
+    assert correlation.abs().max() < 0.06
+
+
+def test_dropout_repeats_with_the_seed_and_vanishes_in_evaluation():
+    layer, x = Dropout(0.3), torch.randn(3, 5)
+    torch.manual_seed(1)
+    first = layer.train()(x)
+    torch.manual_seed(1)
+    assert torch.equal(first, layer(x))
+    assert layer.eval()(x) is x
+
+
+def test_dropout_of_nothing_is_nothing():
+    assert Dropout(0.5).train()(torch.ones(0, 7)).shape == (0, 7)
+
+
+def test_prelu_is_that_of_torch():
+    x = torch.randn(50, 7, dtype=torch.float64, requires_grad=True)
+    layer = PReLU().double()
+    grad = torch.randn(50, 7, dtype=torch.float64)
+    value = layer(x)
+    ours = torch.autograd.grad(value, [x, layer.slope], grad)
+    theirs = torch.autograd.grad(F.prelu(x, layer.slope), [x, layer.slope], grad)
+    assert torch.equal(value, F.prelu(x, layer.slope))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+def test_xavier_bound_follows_the_matrix_that_is_named():
+    torch.manual_seed(0)
+    layer = xavier_linear(64, 128, fan_out=192, zero_bias=True)
+    bound = (6 / (64 + 192)) ** 0.5
+    assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+    assert not layer.bias.any()
+
+
+def attention_by_loop(query, key, value, mask, heads):
+    rows, size = [], query.shape[-1] // heads
+    width = value.shape[-1] // heads
+    for row in range(len(query)):
+        parts = []
+        for head in range(heads):
+            q = query[row][:, head * size : (head + 1) * size]
+            k = key[row][mask[row]][:, head * size : (head + 1) * size]
+            v = value[row][mask[row]][:, head * width : (head + 1) * width]
+            parts.append((q @ k.T / size**0.5).softmax(dim=-1) @ v)
+        rows.append(torch.cat(parts, dim=-1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9])  # the second rate rounds to 0 on the written-out path
+def test_both_paths_of_attention_are_the_loop(rate):
+    torch.manual_seed(0)
+    query, key = torch.randn(3, 5, 8).double(), torch.randn(3, 4, 8).double()
+    value, mask = torch.randn(3, 4, 6).double(), torch.rand(3, 4) < 0.6
+    mask[:, 0] = True
+    answer = Attend(2, rate).train()(query, key, value, mask)
+    expected = attention_by_loop(query, key, value, mask, 2)
+    torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
+
+
+def test_attention_weights_are_dropped_in_training_only():
+    torch.manual_seed(0)
+    layer, mask = Attend(1, 0.5), torch.ones(1, 400, dtype=torch.bool)
+    same, value = torch.zeros(1, 1, 4), torch.eye(400)[None]
+    dropped = (layer.train()(same, same.expand(1, 400, 4), value, mask) == 0).double().mean()
+    assert dropped.item() == pytest.approx(0.5, abs=0.1)
+    weights = layer.eval()(same, same.expand(1, 400, 4), value, mask)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 400))
+
+
+@pytest.mark.parametrize("width", [16, 256])
+def test_published_positions(width):
+    units = published.arrays("units")
+    mask, points = units["pos/mask"].bool(), units["anchor/points"]
+    expected = units[f"pos/sine_dim{width}"]
+    torch.testing.assert_close(clip_position(mask, width), expected, atol=2e-6, rtol=0)
+    expected = units[f"anchor/sine_dim{width}"]
+    torch.testing.assert_close(anchor_position(points, width), expected, atol=2e-6, rtol=0)

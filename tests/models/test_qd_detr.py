@@ -1,0 +1,283 @@
+from dataclasses import replace
+
+import examples
+import published
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shine.config import QdDetrConfig
+from shine.data.batch import Inputs
+from shine.models import build_model
+from shine.models.qd_detr import QdDetr, reference_state
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def answers(outputs, inputs):
+    """Everything a model says, saliency on real clips alone."""
+    saliency = outputs.saliency.masked_fill(~inputs.clip_mask[inputs.video], 0)
+    return [outputs.logits, outputs.spans, saliency]
+
+
+def assert_same(first, second, atol=1e-10):
+    torch.testing.assert_close(first, second, atol=atol, rtol=0)
+
+
+def published_model(name):
+    facts = published.facts(name)
+    widths = {key: facts["config"][f"{key[0]}_feat_dim"] for key in ("vid", "txt")}
+    config = published.model_config(facts)
+    return build_model(config, clip_width=widths["vid"], token_width=widths["txt"]), facts
+
+
+@pytest.mark.parametrize("name", ["qd_detr_small", "shine_small"])
+def test_published_outputs_with_the_corrected_mask(name):
+    values = published.arrays(name)
+    model, _ = published_model(name)
+    model.load_state_dict(reference_state(published.under(values, "state/")))
+    inputs = published.inputs(published.under(values, "input/"))
+    outputs = model(inputs)
+    expected = published.under(values, "output_eval_corrected_mask/")
+    assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
+    assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
+    assert_same(outputs.logits[0], expected["aux_outputs/0/pred_logits"], 1e-5)
+    assert_same(outputs.spans[0], expected["aux_outputs/0/pred_spans"], 1e-5)
+    saliency = [expected["saliency_scores"], expected["saliency_scores_neg"]]
+    if name == "shine_small":
+        levels = values["output_train_corrected_mask/saliency_scores_hn"]
+        saliency += levels.unflatten(0, (3, -1))
+    real = inputs.clip_mask.expand_as(outputs.saliency)
+    assert_same(outputs.saliency[real], torch.stack(saliency)[real], 1e-5)
+
+
+@pytest.mark.parametrize("name", ["qd_detr", "shine"])
+def test_published_outputs_at_full_size(name):
+    model, facts = published_model(f"{name}_full_procedural")
+    shapes = published.facts(f"{name}_state_keys")["configs"][facts["config_name"]]["keys"]
+    state = {e["name"]: published.procedural(e["name"], e["shape"]) for e in shapes}
+    for key, start in facts["weight_probe"].items():
+        assert state[key].flatten()[:4].tolist() == pytest.approx(start, abs=1e-7)
+    model.load_state_dict(reference_state(state))
+
+    clip_lengths, token_lengths = facts["video_lengths"], facts["text_lengths"]
+    clip_mask = torch.arange(max(clip_lengths)) < torch.tensor(clip_lengths)[:, None]
+    token_mask = torch.arange(max(token_lengths)) < torch.tensor(token_lengths)[:, None]
+    options = facts["config"]
+    shapes = {
+        "src_vid": (*clip_mask.shape, options["v_feat_dim"]),
+        "src_txt": (*token_mask.shape, options["t_feat_dim"]),
+    }
+    if name == "shine":
+        shapes["src_hn_txt"] = (3, *token_mask.shape, options["t_feat_dim"])
+    values = {key: published.procedural(f"input/{key}", shape) for key, shape in shapes.items()}
+    values |= {"src_vid_mask": clip_mask, "src_txt_mask": token_mask}
+    values["src_vid"] *= clip_mask[..., None]
+    values["src_txt"] *= token_mask[..., None]
+    if name == "shine":
+        values["src_hn_txt"] *= token_mask[..., None]
+        values["src_hn_txt_mask"] = token_mask.expand(3, -1, -1)
+    inputs = published.inputs(values)
+    with torch.inference_mode():
+        outputs = model(inputs)
+    expected = published.arrays(f"{name}_full_procedural")
+    expected = published.under(expected, "output_corrected_mask/")
+    assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
+    assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
+    assert_same(outputs.spans[0], expected["aux_outputs/0/pred_spans"], 1e-5)
+    saliency = [expected["saliency_scores"], expected["saliency_scores_neg"]]
+    if name == "shine":
+        saliency += expected["saliency_scores_hn"].unflatten(0, (3, -1))
+    real = clip_mask.expand_as(outputs.saliency)
+    assert_same(outputs.saliency[real], torch.stack(saliency)[real], 1e-5)
+
+
+def test_published_state_loads_in_any_order_and_names_what_is_left_out(caplog):
+    state = published.under(published.arrays("qd_detr_small"), "state/")
+    with caplog.at_level("INFO", "shine.models.qd_detr"):
+        ours = reference_state(state)
+    assert "txt_position_embed.LayerNorm.bias" in caplog.text
+    assert "span_embed" not in caplog.text
+    shuffled = reference_state(dict(reversed(state.items())))
+    assert all(torch.equal(ours[name], shuffled[name]) for name in ours)
+    size = sum(value.numel() for key, value in state.items() if "txt_position" not in key)
+    assert size == sum(value.numel() for value in ours.values())
+
+
+def test_published_state_of_one_decoder_layer_loads(caplog):
+    values = published.under(published.arrays("qd_detr_small"), "state/")
+    state = {key: v for key, v in values.items() if ".decoder.layers.1." not in key}
+    config = published.model_config(published.facts("qd_detr_small"))
+    config = config.model_copy(update={"decoder_layers": 1})
+    with caplog.at_level("INFO", "shine.models.qd_detr"):
+        build_model(config, clip_width=24, token_width=16).load_state_dict(reference_state(state))
+    assert "bbox_embed" in caplog.text
+
+
+@pytest.mark.parametrize("clip_width", [2818, 1026])
+def test_parameters_are_the_published_number_less_the_text_positions(clip_width):
+    published_number = {2818: 7_585_573, 1026: 7_123_237}[clip_width]
+    model = build_model(QdDetrConfig(), clip_width=clip_width, token_width=512)
+    assert sum(p.numel() for p in model.parameters()) == published_number - 32 * 256 - 2 * 256
+
+
+def test_initial_weights_follow_the_published_rule():
+    torch.manual_seed(0)
+    model = build_model(QdDetrConfig(), clip_width=34, token_width=32)
+    assert isinstance(model, QdDetr)
+    packed, square = (6 / (4 * 256)) ** 0.5, (6 / (2 * 256)) ** 0.5
+    layer, slots = model.video_layers[0].attention, model.decoder.layers[0]
+    for weight, bound in (
+        (layer.query_key.weight, packed),
+        (layer.value.weight, packed),
+        (layer.out.weight, square),
+        (slots.slot_content.weight, square),
+        (slots.clip_content.weight, square),
+        (model.decoder.refine_head.layers[2].weight, (6 / 258) ** 0.5),
+        (model.saliency_clip.weight, 256**-0.5),
+        (model.span_head.layers[2].weight, 256**-0.5),
+    ):
+        assert 0.95 * bound < weight.abs().max().item() <= bound
+    for module in (layer.query_key, layer.value, layer.out, slots.slot_out, slots.clip_out):
+        assert not module.bias.any()
+    assert not model.decoder.refine_head.layers[2].bias.any()
+    assert slots.slot_content.bias.any()
+
+
+@given(seeds)
+def test_padding_changes_nothing(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = examples.inputs(generator)
+    model = examples.network()
+    clips = torch.nn.functional.pad(inputs.clips, (0, 0, 0, 2), value=3.0)
+    tokens = torch.nn.functional.pad(inputs.tokens, (0, 0, 0, 3), value=-2.0)
+    padded = replace(
+        inputs,
+        clips=clips,
+        clip_mask=torch.nn.functional.pad(inputs.clip_mask, (0, 2)),
+        tokens=tokens,
+        token_mask=torch.nn.functional.pad(inputs.token_mask, (0, 3)),
+    )
+    expected, outputs = model(inputs), model(padded)
+    outputs = replace(outputs, saliency=outputs.saliency[..., :-2])
+    assert_same(answers(outputs, inputs), answers(expected, inputs))
+
+
+@given(seeds)
+def test_what_padding_holds_changes_nothing(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = examples.inputs(generator)
+    noisy = replace(
+        inputs,
+        clips=torch.where(inputs.clip_mask[..., None], inputs.clips, 100.0),
+        tokens=torch.where(inputs.token_mask[..., None], inputs.tokens, -100.0),
+    )
+    model = examples.network()
+    assert_same(answers(model(noisy), inputs), answers(model(inputs), inputs))
+
+
+@given(seeds)
+def test_order_of_rows_permutes_the_outputs(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = examples.inputs(generator, rows=4, videos=2)
+    order = torch.randperm(4, generator=generator)
+    permuted = replace(
+        inputs,
+        video=inputs.video[order],
+        tokens=inputs.tokens[:, order],
+        token_mask=inputs.token_mask[:, order],
+    )
+    model = examples.network()
+    expected = [value[:, order] for value in answers(model(inputs), inputs)]
+    assert_same(answers(model(permuted), permuted), expected)
+
+
+@settings(max_examples=8)
+@given(seeds)
+def test_a_row_alone_and_unpadded_is_the_row_in_the_batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = examples.inputs(generator, rows=4, videos=2)
+    model = examples.network()
+    batch = model(inputs)
+    for row in range(4):
+        video = int(inputs.video[row])
+        clips = int(inputs.clip_mask[video].sum())
+        for text in range(5):
+            real = inputs.token_mask[text, row]
+            alone = model(
+                Inputs(
+                    clips=inputs.clips[video, None, :clips],
+                    clip_mask=inputs.clip_mask[video, None, :clips],
+                    video=torch.tensor([0]),
+                    tokens=inputs.tokens[text, row, real][None, None],
+                    token_mask=real[real][None, None],
+                )
+            )
+            assert_same(alone.saliency[0, 0], batch.saliency[text, row, :clips])
+            if text == 0:
+                assert_same(alone.spans[:, 0], batch.spans[:, row])
+                assert_same(alone.logits[:, 0], batch.logits[:, row])
+
+
+@given(seeds)
+def test_rows_of_one_video_are_those_of_the_video_repeated(seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = examples.inputs(generator, rows=4, videos=1)
+    repeated = replace(
+        inputs,
+        clips=inputs.clips.expand(4, -1, -1),
+        clip_mask=inputs.clip_mask.expand(4, -1),
+        video=torch.arange(4),
+    )
+    model = examples.network()
+    assert_same(answers(model(inputs), inputs), answers(model(repeated), repeated))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_every_parameter_gets_a_gradient(layers, rows, rate):
+    model = examples.network(
+        decoder_layers=layers, encoder_layers=layers, dropout=rate, input_dropout=rate
+    )
+    inputs = examples.inputs(torch.Generator().manual_seed(0), rows=rows)
+    outputs = model(inputs)
+    assert outputs.spans.shape == (layers, rows, 4, 2)
+    assert outputs.saliency.shape == (5, rows, 7)
+    weights = torch.linspace(1, 2, outputs.spans.numel()).view_as(outputs.spans)
+    total = (outputs.spans * weights).sum() + outputs.logits[..., 0].sum()
+    (total + outputs.saliency.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert rows > 0 or not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(("clips", "tokens"), [(1, 1), (1, 4), (7, 1)])
+def test_one_clip_and_one_token_are_enough(clips, tokens):
+    inputs = examples.inputs(torch.Generator().manual_seed(0), rows=1, clips=clips, tokens=tokens)
+    model = examples.network()
+    outputs = model(inputs)
+    (outputs.spans.sum() + outputs.logits.sum() + outputs.saliency.sum()).backward()
+    assert all(value.isfinite().all() for value in answers(outputs, inputs))
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_anchor_of_vanishing_width_keeps_the_gradient_finite():
+    model = examples.network()
+    model.decoder.anchors.data[:, 1] = -200.0
+    outputs = model(examples.inputs(torch.Generator().manual_seed(0)))
+    outputs.spans.sum().backward()
+    assert outputs.spans.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model.decoder.anchors.grad.abs().max() < 1e6
+
+
+def test_evaluation_of_one_text_says_the_same_as_training_of_five():
+    inputs = examples.inputs(torch.Generator().manual_seed(0))
+    model = examples.network()
+    alone = replace(inputs, tokens=inputs.tokens[:1], token_mask=inputs.token_mask[:1])
+    outputs, expected = model(alone), model(inputs)
+    assert_same(outputs.spans, expected.spans)
+    assert_same(outputs.saliency, expected.saliency[:1])
