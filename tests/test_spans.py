@@ -41,8 +41,8 @@ def test_overlap_is_symmetric_bounded_and_one_only_for_equal_moments(seed):
     overlap, general = iou(first, second), generalised_iou(first, second)
     assert torch.equal(overlap, iou(second, first).T)
     assert torch.equal(general, generalised_iou(second, first).T)
-    assert ((0 <= overlap) & (overlap <= 1 + 1e-12)).all()
-    assert ((-1 - 1e-12 <= general) & (general <= overlap + 1e-12)).all()
+    assert ((overlap >= 0) & (overlap <= 1 + 1e-12)).all()
+    assert ((general >= -1 - 1e-12) & (general <= overlap + 1e-12)).all()
     equal = (first[:, None] == second).all(dim=-1) & (first[:, 1] > first[:, 0])[:, None]
     assert torch.equal(overlap > 1 - 1e-9, equal)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,10 +39,10 @@ class Criterion:
         decoded = self._decoder_terms(outputs, targets)  # [layer] each
         terms = {name: (weight, loss[-1]) for name, (weight, loss) in decoded.items()}
         if decoded and len(outputs.spans) > 1:
-            aux = sum(weight * loss[:-1].sum() for weight, loss in decoded.values())
-            terms["aux"] = (1.0, aux)
+            before = [weight * loss[:-1] for weight, loss in decoded.values()]
+            terms["aux"] = (1.0, torch.stack(before).sum())
         terms |= self._saliency_terms(outputs.saliency, targets)
-        total = sum(weight * loss for weight, loss in terms.values())
+        total = torch.stack([weight * loss for weight, loss in terms.values()]).sum()
         parts = {f"loss/{name}": loss.detach() for name, (_, loss) in terms.items()}
         return total, parts | {"loss/total": total.detach()}
 

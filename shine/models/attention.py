@@ -27,17 +27,26 @@ class Attend(nn.Module):
         query: Float[Tensor, "*rows query width"],
         key: Float[Tensor, "*rows key width"],
         value: Float[Tensor, "*rows key hidden"],
-        mask: Bool[Tensor, "*rows key"],
+        mask: Bool[Tensor, "*rows key"] | None = None,
     ) -> Float[Tensor, "*rows query hidden"]:
-        """One vector per query. Every row needs at least one real key."""
+        """One vector per query.
+
+        Args:
+            query: what asks.
+            key: what is compared with it; as wide.
+            value: what is averaged.
+            mask: True on real keys, at least one per row. None: all are real.
+        """
         lead = query.shape[:-1]
         query, key, value = self._split(query), self._split(key), self._split(value)
-        mask = mask.flatten(0, -2)[:, None, None]  # [rows, 1, 1, key]
+        if mask is not None:
+            mask = mask.flatten(0, -2)[:, None, None]  # [rows, 1, 1, key]
         rate = self.dropout.rate if self.training else 0.0
         if rate and query.device.type == "cpu":
-            bias = query.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
             scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
-            answer = self.dropout((scores + bias).softmax(dim=-1)) @ value
+            if mask is not None:
+                scores = scores + query.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
+            answer = self.dropout(scores.softmax(dim=-1)) @ value
         else:
             answer = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=rate

@@ -256,10 +256,7 @@ class DecoderLayer(nn.Module):
     def _look_at_slots(self, slots: Tensor, where: Tensor) -> Tensor:
         query, key, value = self.slot_content(slots).chunk(3, dim=-1)
         query_place, key_place = self.slot_place(where).chunk(2, dim=-1)
-        everyone = slots.new_ones(slots.shape[:-1], dtype=torch.bool)
-        return self.slot_out(
-            self.slot_attend(query + query_place, key + key_place, value, everyone)
-        )
+        return self.slot_out(self.slot_attend(query + query_place, key + key_place, value))
 
     def _look_at_clips(
         self,
