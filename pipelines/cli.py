@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shine.config import load_config
+from shine.config import load_config, load_section
 from shine.errors import InputError
 
 app = typer.Typer(
@@ -39,6 +39,8 @@ Settings live in the file that --config names; any of them can be overridden wit
 world = typer.Typer(no_args_is_help=True, help="Simulated data with known truth.")
 negatives = typer.Typer(no_args_is_help=True, help="Hard negative queries.")
 features = typer.Typer(no_args_is_help=True, help="Clip features.")
+data = typer.Typer(no_args_is_help=True, help="Annotation files.")
+app.add_typer(data, name="data")
 app.add_typer(world, name="world")
 app.add_typer(negatives, name="negatives")
 app.add_typer(features, name="features")
@@ -46,6 +48,9 @@ app.add_typer(features, name="features")
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Run configuration, YAML.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", show_default=False)
+]
+WorldOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
@@ -155,6 +160,69 @@ def evaluate(
     evaluation = evaluate_run(run)
     note = f"simulated: {evaluation['simulated']}" if evaluation["simulated"] else ""
     _show(evaluation, as_json, evaluation_table({run.name: evaluation}), note)
+
+
+@world.command("make")
+def world_make(
+    overrides: WorldOverrides = None,
+    out: OutFolder = Path("runs/world"),
+    as_json: AsJson = False,
+) -> None:
+    """Plant a world: videos, queries and splits whose truth is known.
+
+    Example: shine world make --out runs/world seed=1
+    """
+    from shine.data.planted import WorldConfig, make_world
+
+    manifest = make_world(load_section(WorldConfig, overrides or ()), out)
+    rows = ", ".join(f"{name} {count}" for name, count in manifest["rows"].items())
+    _show(manifest, as_json, f"{out}: {manifest['simulated']}; rows: {rows}")
+
+
+@world.command("dress")
+def world_dress(
+    arguments: Annotated[list[str], typer.Argument(metavar="FILE... [KEY=VALUE]...")],
+    out: OutFolder = Path("runs/dressed"),
+    as_json: AsJson = False,
+) -> None:
+    """Give the videos of real annotation files simulated features that fit their captions.
+
+    Example: shine world dress train.jsonl test.jsonl --out runs/dressed seed=1
+    """
+    from shine.data.dress import DressConfig, dress
+
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    if not files:
+        raise InputError("name at least one annotation file to dress")
+    settings = load_section(DressConfig, [a for a in arguments if "=" in a])
+    manifest = dress(files, out, settings)
+    _show(manifest, as_json, f"{out}: {manifest['simulated']}")
+
+
+@data.command("split")
+def data_split(
+    train: Annotated[Path, typer.Argument(help="Annotation file of training queries.")],
+    out: OutFolder = Path("runs/split"),
+    rows: Annotated[int, typer.Option(help="Queries of each validation split, about.")] = 300,
+    seed: Annotated[int, typer.Option(help="Of the choice of pairs and videos.")] = 0,
+    tagger: Annotated[str, typer.Option(help="Pipeline that reads verbs and nouns.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Carve validation splits of seen and of held-out verb-noun pairs from training videos.
+
+    Example: shine data split charades_cg_train.jsonl --out runs/charades
+    """
+    from shine.data.annotations import read_annotations, to_record, write_jsonl
+    from shine.data.split import carve_validation
+    from shine.language.tagging import load_tagger
+
+    carved = carve_validation(read_annotations(train), load_tagger(tagger), rows=rows, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for name, part in carved._asdict().items():
+        write_jsonl(out / f"{name}.jsonl", map(to_record, part))
+        counts[name] = len(part)
+    _show(counts, as_json, f"{out}: {counts}")
 
 
 @features.command("pack")

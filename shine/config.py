@@ -1,13 +1,14 @@
 """Run configurations: frozen sections, one YAML file, dotted overrides.
 
 Imports neither torch nor ray, so a bad file fails in a second. A file states what a run changes;
-the defaults live here, once. `base: other.yaml` at the top of a file starts from another one.
+the defaults live here, once. `base: [world.yaml, shine.yaml]` in a file starts from others, merged
+in that order.
 """
 
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,6 +25,9 @@ class Section(BaseModel):
     """A section of a run configuration: frozen, and a misspelt key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataConfig(Section):
@@ -202,18 +206,36 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     """
     values = _read(Path(path), ()) if path is not None else {}
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or "." not in key:
-            raise InputError(
-                f"expected an override of the form section.key=value, such as train.epochs=3; "
-                f"got {override!r}"
-            )
-        values = _merge(values, _nest(key.split("."), _parse(text, f"override {override!r}")))
+        values = _merge(values, _override(override, "section.key=value, such as train.epochs=3", 2))
+    return _validated(Config, values, str(path) if path is not None else "the configuration")
+
+
+def load_section(section: type[AnySection], overrides: Iterable[str] = ()) -> AnySection:
+    """A section of its own, such as that of a simulated world, from `key=value` alone.
+
+    Raises:
+        InputError: a key or a value is wrong.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        values = _merge(values, _override(override, "key=value, such as seed=3", 1))
+    return _validated(section, values, "the command line")
+
+
+def _override(text: str, form: str, depth: int) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    keys = key.split(".")
+    if not equals or len(keys) < depth or not all(keys):
+        raise InputError(f"expected an override of the form {form}; got {text!r}")
+    return _nest(keys, _parse(value, f"override {text!r}"))
+
+
+def _validated(section: type[AnySection], values: dict[str, Any], where: str) -> AnySection:
     try:
-        return Config.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        where = str(path) if path is not None else "the configuration"
-        raise InputError("; ".join(_sentence(item, where) for item in error.errors())) from None
+        sentences = [_sentence(section, item, where) for item in error.errors()]
+        raise InputError("; ".join(sentences)) from None
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -227,12 +249,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     values = _parse(text, str(path)) or {}
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections with keys, got a {type(values).__name__}")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise InputError(f"{path}: `base` must name one configuration file, got {base!r}")
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values)
+    bases = values.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: `base` must name configuration files, got {bases!r}")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = _merge(merged, _read(path.parent / base, (*seen, path.resolve())))
+    return _merge(merged, values)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -258,12 +282,12 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _sentence(item: Any, where: str) -> str:
+def _sentence(section: type[Section], item: Any, where: str) -> str:
     """One pydantic error in our words."""
     keys = [str(part) for part in item["loc"]]
     name = ".".join(keys)
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], known := _fields(keys[:-1]), 1, 0.0)
+        near = difflib.get_close_matches(keys[-1], known := _fields(section, keys[:-1]), 1, 0.0)
         hint = f"the nearest is {'.'.join([*keys[:-1], near[0]])!r}" if near else f"known: {known}"
         return f"{where}: unknown key {name!r}; {hint}"
     message = item["msg"].removeprefix("Value error, ")
@@ -272,8 +296,7 @@ def _sentence(item: Any, where: str) -> str:
     return f"{where}: {name}: {message}, got {item['input']!r}"
 
 
-def _fields(keys: list[str]) -> list[str]:
-    section: Any = Config
+def _fields(section: Any, keys: list[str]) -> list[str]:
     for key in keys:
         annotation = section.model_fields[key].annotation
         section = next(

@@ -23,6 +23,13 @@ def test_a_resolved_configuration_reads_back_equal(tmp_path):
     assert load_config(write(tmp_path / "c.yaml", config.to_yaml())) == config
 
 
+def test_later_bases_win_over_earlier_ones(tmp_path):
+    write(tmp_path / "a.yaml", "train: {epochs: 5, seed: 7}")
+    write(tmp_path / "b.yaml", "train: {seed: 8}\ntext: {width: 3}")
+    config = load_config(write(tmp_path / "run.yaml", "base: [a.yaml, b.yaml]"))
+    assert (config.train.epochs, config.train.seed, config.text.width) == (5, 8, 3)
+
+
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
     write(tmp_path / "base.yaml", "train: {epochs: 5, seed: 7, batch_size: 8}")
     path = write(tmp_path / "run.yaml", "base: base.yaml\ntrain: {epochs: 6, seed: 8}")
@@ -43,7 +50,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
         ("loss: {fine_weights: [1], fine_margins: [1]}", "at least two; got one"),
         ("model: {hidden: 30}", "hidden must be a multiple of 4 and of twice heads"),
         ("negatives: {ratios: [0.5, 0.25]}", "rising shares, got [0.5, 0.25]"),
-        ("base: [a]", "`base` must name one configuration file"),
+        ("base: {a: b}", "`base` must name configuration files"),
         ("base: run.yaml", "`base` leads back to this file"),
     ],
 )

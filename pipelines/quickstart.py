@@ -1,0 +1,81 @@
+"""The whole story in one command: world, negatives, two trainings, evaluation, report."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.connection import connect
+from pipelines.console import console, evaluation_table, tracked, training_note
+from pipelines.features import pack
+from pipelines.negatives import generate
+from pipelines.train import train_run
+from shine.config import Config, load_config
+from shine.data.planted import WorldConfig, make_world
+from shine.evaluation import evaluate_run
+from shine.report import write_report
+
+RUNS = {"baseline": "quickstart.yaml", "shine": "quickstart_shine.yaml"}
+
+
+def run_quickstart(out: Path) -> dict[str, Any]:
+    """`out` holds a planted world, a baseline and a SHINE run on it, and `report.html`.
+
+    Calls what the commands of the same names call. Started again, it continues where it was
+    stopped.
+
+    Args:
+        out: folder to write.
+
+    Returns:
+        The paths of the report and of the runs.
+    """
+    world = out / "world"
+    configs = {name: quickstart_config(file, world) for name, file in RUNS.items()}
+    baseline = configs["baseline"]
+    console.print(f"A short run on a simulated world; everything goes to {out}", highlight=False)
+    with tracked("planted world") as tracker:
+        make_world(WorldConfig(), world)
+        tracker.update(1, 1)
+    with connect():
+        with tracked("packing features") as tracker:
+            pack(baseline, tracker.update)
+        with tracked("hard negatives") as tracker:
+            assert baseline.data.negatives is not None
+            generate(
+                baseline,
+                source=baseline.path(baseline.data.train),
+                out=baseline.path(baseline.data.negatives),
+                on_progress=tracker.update,
+            )
+        for name, config in configs.items():
+            with tracked(f"training {name}") as tracker:
+                train_run(
+                    config,
+                    out / name,
+                    lambda record, t=tracker, c=config: t.update(
+                        record["epoch"], c.train.epochs, training_note(record)
+                    ),
+                )
+    evaluations = {}
+    with tracked("evaluation") as tracker:
+        for done, name in enumerate(configs, start=1):
+            evaluations[name] = evaluate_run(out / name)
+            tracker.update(done, len(configs))
+    console.print(evaluation_table(evaluations))
+    report = write_report(
+        [out / name for name in configs],
+        out / "report.html",
+        title="SHINE quickstart",
+        note=f"{baseline.train.epochs} epochs, one seed, a few minutes on a laptop",
+    )
+    return {"report": str(report), "runs": [str(out / name) for name in configs]}
+
+
+def quickstart_config(file: str, world: Path) -> Config:
+    """A configuration of the quickstart on the world in `world`."""
+    return load_config(config_folder() / file, [f"data.root={world}"])
+
+
+def config_folder() -> Path:
+    """Where `configs/` is: beside the packages in a source tree, inside this one installed."""
+    here = Path(__file__).parent
+    return installed if (installed := here / "configs").is_dir() else here.parent / "configs"
