@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connection import connect
-from cluster.size import data_workers
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
 from shine.data.features import Shard, read_feature_file, write_manifest, write_shard
@@ -19,16 +18,10 @@ _VIDEOS_PER_SHARD = 256
 Progress = Callable[[int, int], None]  # done, total
 
 
-class ShardWriter:
-    """Writes one shard per row; what a worker of the pipeline runs."""
-
-    def __init__(self, folder: str, settings: dict[str, Any]):
-        self._folder = Path(folder)
-        self._config = FeaturesConfig.model_validate(settings)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The record of the shard that holds the videos of `row`."""
-        return asdict(write_shard(self._folder, row["index"], list(row["vids"]), self._config))
+def pack_shard(row: dict[str, Any], folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of the written shard that holds the videos of `row`; what a worker runs."""
+    config = FeaturesConfig.model_validate(settings)
+    return asdict(write_shard(Path(folder), row["index"], list(row["vids"]), config))
 
 
 def pack(config: Config, on_progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -83,17 +76,14 @@ def _write_shards(
 ) -> Iterator[Shard]:
     """Every shard as it is written, in any order."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
     written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        ShardWriter,
-        fn_constructor_args=(str(folder), settings.model_dump(mode="json")),
-        compute=ActorPoolStrategy(min_size=1, max_size=min(len(rows), data_workers())),
+        pack_shard,
+        fn_kwargs={"folder": str(folder), "settings": settings.model_dump(mode="json")},
         num_cpus=1,
-        max_restarts=3,
-        max_task_retries=3,
     )
     done = 0
     for record in written.iter_rows():

@@ -1,0 +1,156 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from tiny import tiny_config, tiny_data
+
+from pipelines.cli import main
+from shine.data.annotations import write_jsonl
+
+
+@pytest.fixture
+def shine(monkeypatch, capsys):
+    """Runs a command line; returns exit status, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["shine", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return exit_.value.code or 0, out, " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(tiny_config(root).to_yaml())
+    return path
+
+
+def test_version_and_help_answer(shine):
+    assert shine("--version")[1].startswith("shine 0.")
+    status, out, _ = shine("--help")
+    assert status == 0
+    assert "shine negatives generate --config" in out
+
+
+def test_train_and_evaluate_end_to_end_with_json(shine, config, tmp_path):
+    run = tmp_path / "runs" / "tiny"
+    status, out, _ = shine("train", "--config", config, "--out", run, "--json")
+    assert status == 0
+    assert json.loads(out.splitlines()[-1])["status"] == "finished"
+    status, out, _ = shine("evaluate", run, "--json")
+    assert status == 0
+    assert json.loads(out)["splits"]["test_trivial"]["num_queries"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train.epoch=3"], "unknown key 'train.epoch'; the nearest is 'train.epochs'"),
+        (["data.train=none.jsonl"], "cannot read annotations"),
+        (["features.store=none"], "no feature store in"),
+        (["features.width=9"], "expected clips of 9 columns"),
+        (["epochs"], "section.key=value"),
+        (["data.negatives=none.parquet"], "cannot read negatives"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_status_2(shine, config, tmp_path, arguments, says):
+    status, _, err = shine("train", "--config", config, "--out", tmp_path / "r", *arguments)
+    assert status == 2
+    assert says in err
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"relevant_windows": [[3, 3]]}, "line 1, query bad: the moment [3.0, 3.0] is empty"),
+        ({"relevant_windows": [[3, 1]]}, "is reversed"),
+        ({"relevant_windows": [[8, 9]]}, "starts at or after the end of its video"),
+        ({"vid": "gone", "recomposed_queries": ["b", "c", "d"]}, "does not hold video gone"),
+    ],
+)
+def test_a_wrong_annotation_stops_training_before_ray(shine, config, tmp_path, change, says):
+    record = {"qid": "bad", "vid": "v0", "query": "a", "duration": 8, "relevant_windows": [[1, 2]]}
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, [record | change])
+    status, _, err = shine("train", "--config", config, "--out", tmp_path / "r",
+                           f"data.train={path}", "train.num_workers=2")  # fmt: skip
+    assert status == 2
+    assert says in err
+
+
+def test_an_empty_split_is_wrong_input(shine, config, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("")
+    status, _, err = shine("train", "--config", config, "--out", tmp_path / "r",
+                           f"data.train={path}")  # fmt: skip
+    assert (status, "the file is empty" in err) == (2, True)
+
+
+def test_evaluating_what_is_no_run_is_wrong_input(shine, tmp_path):
+    status, _, err = shine("evaluate", tmp_path)
+    assert (status, "expected a finished run" in err) == (2, True)
+
+
+def test_a_failed_training_is_status_1(shine, config, tmp_path):
+    status, _, err = shine("train", "--config", config, "--out", tmp_path / "r",
+                           "train.learning_rate=1e30", "train.epochs=5")  # fmt: skip
+    assert status == 1
+    assert "FloatingPointError: the loss is" in err
+
+
+def test_a_world_that_is_misspelt_is_told(shine, tmp_path):
+    status, _, err = shine("world", "make", "--out", tmp_path / "w", "sead=1")
+    assert (status, "unknown key 'sead'; the nearest is 'seed'" in err) == (2, True)
+
+
+@pytest.mark.ray
+def test_packing_leaves_unusable_videos_out_and_says_which(ray_cluster, shine, root, tmp_path):
+    vids = ["v0", "v1", "v2"]
+    (tmp_path / "features").mkdir()
+    for vid in vids:
+        clips = np.load(root / "features" / f"{vid}.npy")
+        if vid == "v1":
+            clips[3] = np.nan
+        np.save(tmp_path / "features" / f"{vid}.npy", clips)
+    write_jsonl(
+        tmp_path / "train.jsonl",
+        [{"qid": v, "vid": v, "query": "a", "duration": 8, "relevant_windows": [[1, 2]]}
+         for v in vids],
+    )  # fmt: skip
+    status, out, err = shine("features", "pack", f"data.root={tmp_path}")
+    assert status == 2
+    assert "2 videos" in out
+    assert "1 videos were left out" in err
+    assert "v1.npy: NaN or infinity in clip 3" in err
+
+
+def test_shine_imports_without_ray():
+    code = """
+import pkgutil, importlib, sys
+sys.modules["ray"] = None
+import shine
+for module in pkgutil.walk_packages(shine.__path__, "shine."):
+    importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_configuration_is_read_without_torch_and_ray():
+    code = "import shine.config, sys; assert not {'torch', 'ray', 'spacy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
