@@ -264,14 +264,13 @@ def test_one_clip_and_one_token_are_enough(clips, tokens):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_an_anchor_of_vanishing_width_keeps_the_gradient_finite():
-    model = examples.network()
-    model.decoder.anchors.data[:, 1] = -200.0
-    outputs = model(examples.inputs(torch.Generator().manual_seed(0)))
-    outputs.spans.sum().backward()
+def test_an_anchor_without_width_keeps_answers_and_gradients_finite():
+    model = examples.network(dtype=torch.float32)
+    model.decoder.anchors.data[:, 1] = -200.0  # its sigmoid is 0 in float32
+    outputs = model(examples.inputs(torch.Generator().manual_seed(0), dtype=torch.float32))
+    (outputs.spans.sum() + outputs.logits[..., 0].sum() + outputs.saliency.sum()).backward()
     assert outputs.spans.isfinite().all()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert model.decoder.anchors.grad.abs().max() < 1e6
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_evaluation_of_one_text_says_the_same_as_training_of_five():
