@@ -1,5 +1,5 @@
-import published
 import pytest
+import recorded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +62,7 @@ def test_moments_without_length_have_finite_overlap_and_gradient(width):
 
 
 def test_published_overlaps():
-    units = published.arrays("units")
+    units = recorded.arrays("units")
     first, second = units["spans/a_cxw"], units["spans/b_cxw"]
     a, b = to_moments(first), to_moments(second)
     torch.testing.assert_close(a, units["spans/a_xx"], atol=1e-6, rtol=0)
@@ -72,7 +72,7 @@ def test_published_overlaps():
 
 
 def test_published_gradient_of_generalised_iou():
-    units = published.arrays("units")
+    units = recorded.arrays("units")
     first = units["spans/a_cxw"].clone().requires_grad_()
     overlap = generalised_iou(to_moments(first)[:5], to_moments(units["spans/b_cxw"]))
     (1 - overlap.diagonal()).mean().backward()
@@ -81,7 +81,7 @@ def test_published_gradient_of_generalised_iou():
 
 
 def test_published_suppression():
-    for case in published.facts("units")["nms"]:
+    for case in recorded.facts("units")["nms"]:
         rows = torch.tensor(case["predictions"], dtype=torch.float64)
         kept = rows[temporal_nms(rows[:, :2], rows[:, 2], case["nms_thd"])]
         best = kept[kept[:, 2].argsort(descending=True, stable=True)][: case["max_after_nms"]]

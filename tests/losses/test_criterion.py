@@ -1,8 +1,8 @@
 from dataclasses import fields, replace
 
 import examples
-import published
 import pytest
+import recorded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,19 +133,19 @@ def against_clip_0(saliency, targets):
     ],
 )
 def test_published_losses_and_gradients(name, scenario, config):
-    values, facts = published.arrays(name), published.facts(name)
+    values, facts = recorded.arrays(name), recorded.facts(name)
     expected = facts["train_mode"][scenario]
     options = facts["config"]
     model = build_model(
-        published.model_config(facts),
+        recorded.model_config(facts),
         clip_width=options["v_feat_dim"],
         token_width=options["t_feat_dim"],
     )
-    state = published.under(values, "state/")
+    state = recorded.under(values, "state/")
     model.load_state_dict(reference_state(state))
-    inputs = published.inputs(published.under(values, "input/"))
-    target = published.under(values, "target/")
-    targets = published.targets(target, inputs.clip_mask, len(inputs.tokens))
+    inputs = recorded.inputs(recorded.under(values, "input/"))
+    target = recorded.under(values, "target/")
+    targets = recorded.targets(target, inputs.clip_mask, len(inputs.tokens))
     outputs = model(inputs)
     # The published intra term is a mean over all rows; ours over those with an outside clip.
     as_published = replace(targets, num_outside=targets.num_rows)

@@ -1,5 +1,5 @@
-import published
 import pytest
+import recorded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +43,7 @@ def test_no_rows_match_nothing(moments):
 
 @pytest.mark.parametrize("weights", ["default", "other"])
 def test_published_assignment(weights):
-    units = published.under(published.arrays("units"), f"matcher/{weights}/")
+    units = recorded.under(recorded.arrays("units"), f"matcher/{weights}/")
     first = 0
     for row in range(3):
         count = len(units[f"targets/{row}"])

@@ -1,8 +1,8 @@
 import math
 
 import examples
-import published
 import pytest
+import recorded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,8 +149,8 @@ def test_terms_that_no_row_has_are_exactly_zero():
 
 
 def published_example():
-    values = published.under(published.arrays("units"), "ranking/")
-    facts = published.facts("units")["ranking"]
+    values = recorded.under(recorded.arrays("units"), "ranking/")
+    facts = recorded.facts("units")["ranking"]
     names = ["", "_neg", "_hn1", "_hn2", "_hn3"]
     scores = torch.stack([values[f"saliency_scores{name}"] for name in names])
     clip_mask = torch.arange(40) < torch.tensor(facts["lengths"])[:, None]

@@ -1,5 +1,5 @@
-import published
 import pytest
+import recorded
 import torch
 from torch.nn import functional as F
 
@@ -94,7 +94,7 @@ def test_attention_weights_are_dropped_in_training_only():
 
 @pytest.mark.parametrize("width", [16, 256])
 def test_published_positions(width):
-    units = published.arrays("units")
+    units = recorded.arrays("units")
     mask, points = units["pos/mask"].bool(), units["anchor/points"]
     expected = units[f"pos/sine_dim{width}"]
     torch.testing.assert_close(clip_position(mask, width), expected, atol=2e-6, rtol=0)

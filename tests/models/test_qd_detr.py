@@ -1,8 +1,8 @@
 from dataclasses import replace
 
 import examples
-import published
 import pytest
+import recorded
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,20 +26,20 @@ def assert_same(first, second, atol=1e-10):
 
 
 def published_model(name):
-    facts = published.facts(name)
+    facts = recorded.facts(name)
     widths = {key: facts["config"][f"{key[0]}_feat_dim"] for key in ("vid", "txt")}
-    config = published.model_config(facts)
+    config = recorded.model_config(facts)
     return build_model(config, clip_width=widths["vid"], token_width=widths["txt"]), facts
 
 
 @pytest.mark.parametrize("name", ["qd_detr_small", "shine_small"])
 def test_published_outputs_with_the_corrected_mask(name):
-    values = published.arrays(name)
+    values = recorded.arrays(name)
     model, _ = published_model(name)
-    model.load_state_dict(reference_state(published.under(values, "state/")))
-    inputs = published.inputs(published.under(values, "input/"))
+    model.load_state_dict(reference_state(recorded.under(values, "state/")))
+    inputs = recorded.inputs(recorded.under(values, "input/"))
     outputs = model(inputs)
-    expected = published.under(values, "output_eval_corrected_mask/")
+    expected = recorded.under(values, "output_eval_corrected_mask/")
     assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
     assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
     assert_same(outputs.logits[0], expected["aux_outputs/0/pred_logits"], 1e-5)
@@ -55,8 +55,8 @@ def test_published_outputs_with_the_corrected_mask(name):
 @pytest.mark.parametrize("name", ["qd_detr", "shine"])
 def test_published_outputs_at_full_size(name):
     model, facts = published_model(f"{name}_full_procedural")
-    shapes = published.facts(f"{name}_state_keys")["configs"][facts["config_name"]]["keys"]
-    state = {e["name"]: published.procedural(e["name"], e["shape"]) for e in shapes}
+    shapes = recorded.facts(f"{name}_state_keys")["configs"][facts["config_name"]]["keys"]
+    state = {e["name"]: recorded.procedural(e["name"], e["shape"]) for e in shapes}
     for key, start in facts["weight_probe"].items():
         assert state[key].flatten()[:4].tolist() == pytest.approx(start, abs=1e-7)
     model.load_state_dict(reference_state(state))
@@ -71,18 +71,18 @@ def test_published_outputs_at_full_size(name):
     }
     if name == "shine":
         shapes["src_hn_txt"] = (3, *token_mask.shape, options["t_feat_dim"])
-    values = {key: published.procedural(f"input/{key}", shape) for key, shape in shapes.items()}
+    values = {key: recorded.procedural(f"input/{key}", shape) for key, shape in shapes.items()}
     values |= {"src_vid_mask": clip_mask, "src_txt_mask": token_mask}
     values["src_vid"] *= clip_mask[..., None]
     values["src_txt"] *= token_mask[..., None]
     if name == "shine":
         values["src_hn_txt"] *= token_mask[..., None]
         values["src_hn_txt_mask"] = token_mask.expand(3, -1, -1)
-    inputs = published.inputs(values)
+    inputs = recorded.inputs(values)
     with torch.inference_mode():
         outputs = model(inputs)
-    expected = published.arrays(f"{name}_full_procedural")
-    expected = published.under(expected, "output_corrected_mask/")
+    expected = recorded.arrays(f"{name}_full_procedural")
+    expected = recorded.under(expected, "output_corrected_mask/")
     assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
     assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
     assert_same(outputs.spans[0], expected["aux_outputs/0/pred_spans"], 1e-5)
@@ -94,7 +94,7 @@ def test_published_outputs_at_full_size(name):
 
 
 def test_published_state_loads_in_any_order_and_names_what_is_left_out(caplog):
-    state = published.under(published.arrays("qd_detr_small"), "state/")
+    state = recorded.under(recorded.arrays("qd_detr_small"), "state/")
     with caplog.at_level("INFO", "shine.models.qd_detr"):
         ours = reference_state(state)
     assert "txt_position_embed.LayerNorm.bias" in caplog.text
@@ -106,9 +106,9 @@ def test_published_state_loads_in_any_order_and_names_what_is_left_out(caplog):
 
 
 def test_published_state_of_one_decoder_layer_loads(caplog):
-    values = published.under(published.arrays("qd_detr_small"), "state/")
+    values = recorded.under(recorded.arrays("qd_detr_small"), "state/")
     state = {key: v for key, v in values.items() if ".decoder.layers.1." not in key}
-    config = published.model_config(published.facts("qd_detr_small"))
+    config = recorded.model_config(recorded.facts("qd_detr_small"))
     config = config.model_copy(update={"decoder_layers": 1})
     with caplog.at_level("INFO", "shine.models.qd_detr"):
         build_model(config, clip_width=24, token_width=16).load_state_dict(reference_state(state))
