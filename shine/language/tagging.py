@@ -132,7 +132,7 @@ def _checksum(folder: str | Path | None) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text in pieces of at most ``_PIECE`` characters, cut after white space where there is any.
+    """The text in pieces of at most ``_PIECE`` characters, cut after white space where it has any.
 
     A cut changes at most the tags of a few words around it.
     """

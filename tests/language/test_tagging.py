@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,14 @@ CAPTIONS = Path(os.environ.get("SHINE_SHARED", "../shared")) / "data" / "charade
 VERB_TAGS = {"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"}
 
 
-@pytest.fixture(scope="module")
-def tagger() -> Tagger:
+@cache
+def shipped() -> Tagger:
     return load_tagger("shine")
+
+
+@pytest.fixture
+def tagger() -> Tagger:
+    return shipped()
 
 
 def joined(words: tuple[Word, ...]) -> str:
@@ -44,18 +50,12 @@ ANY_TEXT = st.text(st.characters(exclude_categories=())) | st.lists(FRAGMENTS).m
 @settings(deadline=None, max_examples=150)
 @given(texts=st.lists(ANY_TEXT, max_size=4))
 def test_the_words_of_any_text_join_to_the_text(texts):
-    words = load_once()(texts)
+    words = shipped()(texts)
     assert [joined(w) for w in words] == texts
     for word in (word for caption in words for word in caption):
         assert word.space == "" or word.space.isspace()
         assert word.pos
         assert bool(word.text) == bool(word.lemma)
-
-
-def load_once(found: list[Tagger] = []) -> Tagger:  # noqa: B006  (hypothesis forbids fixtures)
-    if not found:
-        found.append(load_tagger("shine"))
-    return found[0]
 
 
 @pytest.mark.parametrize(
