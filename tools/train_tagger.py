@@ -652,7 +652,7 @@ def train_pipeline(train: dict[str, list[Sentence]], *, seed: int, epochs: int) 
         parts = list(batches(epoch_sentences(train, rng), words=1000))
         for i, batch in enumerate(parts):
             progress = epoch + i / len(parts)
-            optimizer.learn_rate = 2e-3 * min(progress, (epochs - progress) / (epochs - 1))
+            optimizer.learn_rate = 2e-3 * min(progress, (epochs - progress) / max(epochs - 1, 1))
             nlp.update([example(nlp, s) for s in batch], sgd=optimizer, drop=DROPOUT, losses=losses)
         words = sum(len(s.words) for batch in parts for s in batch)
         logger.info(
