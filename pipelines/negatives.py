@@ -130,7 +130,8 @@ class StoredProposeNegatives(ProposeNegatives):
     def __init__(self, counted: Any, settings: dict[str, Any], tagger: str):
         import ray
 
-        super().__init__(*ray.get(counted), settings, tagger)
+        vocabulary, neighbours = ray.get(counted)
+        super().__init__(vocabulary, neighbours, settings, tagger)
 
 
 def generate(
@@ -250,7 +251,7 @@ def _stage(
     from ray.util.annotations import RayDeprecationWarning
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_arrow_refs(tables)
+    dataset = ray.data.from_arrow_refs([*tables])
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = True
     most = min(len(tables), num_workers or data_workers())

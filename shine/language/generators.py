@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from shine.config import NegativesConfig
 from shine.language.lexicon import is_person, same_meaning
-from shine.language.masking import recompose
+from shine.language.masking import is_content, recompose
 from shine.language.neighbours import Context, Neighbours, contexts
 from shine.language.tagging import Word
 from shine.language.vocabulary import Entry, Kind, Vocabulary
@@ -32,6 +32,7 @@ _MAX_CACHED: Final = 20_000  # contexts
 _MAX_RANK: Final = 64  # more attempts than a level gets
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Proposes hard negatives, one caption at a time."""
 
@@ -67,7 +68,7 @@ class Candidates:
     """
 
     def __init__(self, vocabulary: Vocabulary, kind: Kind):
-        known = vocabulary.entries(kind)
+        known = tuple(e for e in vocabulary.entries(kind) if is_content(*kind, e.lemma))
         usual = [entry for entry in known if _is_usual(vocabulary, kind, entry)]
         self.entries: tuple[Entry, ...] = tuple(usual) if len(usual) >= _ENOUGH else known
         self.kind = kind
@@ -118,6 +119,7 @@ class VocabularyGenerator(ABC):
     def __init__(self, vocabulary: Vocabulary, *, seed: int):
         self._vocabulary = vocabulary
         self._seed = seed
+        self._agree = "a" in vocabulary and "an" in vocabulary
         self._kinds: dict[Kind, Candidates] = {}
 
     def propose(
@@ -147,7 +149,7 @@ class VocabularyGenerator(ABC):
                 fills[slot] = entry.form
                 used.add(entry.lemma)
                 current[slot] = replace(words[slot], text=entry.form, lemma=entry.lemma)
-            sentences.append(recompose(words, fills))
+            sentences.append(recompose(words, fills, agree=self._agree))
         return tuple(sentences)
 
     @abstractmethod
@@ -204,11 +206,14 @@ class CorpusGenerator(VocabularyGenerator):
     """Fills slots by words that stand in such company in the training captions.
 
     With n(c) the count of a candidate, n(c, v) how often it stood in context v, p(v) the share of v
-    among the contexts of its name, and w the weight of that name, a candidate is drawn with
+    among the contexts of its name, and w the weight of that name, the log weight of a candidate is
 
-        weight(c) = n(c)^PRIOR * prod_v ( (n(c, v) + BACK_OFF p(v)) / ((n(c) + BACK_OFF) p(v)) )^w
+        PRIOR log n(c) + sum_v w ( SUPPORT n(c, v) / (n(c, v) + 1)
+                                   + FIT log( (n(c, v) + BACK_OFF p(v)) / (n(c) + BACK_OFF) ) )
 
-    A word never seen in a context is the less likely the more often it was seen elsewhere.
+    The first term of the sum asks whether the company was ever seen; where no candidate has been
+    seen in a context, it decides nothing. The second prefers words that keep this company to words
+    that keep any. Contexts overlap, so both are far weaker than independent evidence would be.
 
     Args:
         vocabulary: words of the training captions; nothing else enters a negative.
@@ -218,15 +223,17 @@ class CorpusGenerator(VocabularyGenerator):
 
     name = "corpus"
 
-    PRIOR: Final = 0.5
-    BACK_OFF: Final = 0.1
+    PRIOR: Final = 0.25
+    SUPPORT: Final = 4.0
+    FIT: Final = 0.6
+    BACK_OFF: Final = 0.5
     WEIGHTS: Final = {
-        "before": 0.5,
-        "after": 1.0,
+        "before": 1.0,
+        "after": 0.5,
+        "left": 0.25,
+        "right": 0.25,
         "frame": 1.0,
-        "left": 0.5,
-        "right": 0.5,
-        "object": 1.0,
+        "object": 1.5,
         "second": 0.5,
         "verb": 1.0,
         "modifier": 1.0,
@@ -262,7 +269,7 @@ class CorpusGenerator(VocabularyGenerator):
             counts = np.array(
                 [self._neighbours.occurrences(pos, name, e.lemma) for e in candidates.entries]
             )
-            self._absences[key] = np.log(self.BACK_OFF / (counts + self.BACK_OFF))
+            self._absences[key] = self.FIT * np.log(self.BACK_OFF / (counts + self.BACK_OFF))
         return self._absences[key]
 
     def _presence(
@@ -279,7 +286,8 @@ class CorpusGenerator(VocabularyGenerator):
                 for number in candidates.numbers.get(lemma, ())
             ]
             numbers = np.array([number for number, _ in hits], np.int64)
-            gains = np.log1p(np.array([count for _, count in hits], float) / (back_off or 1.0))
+            held = np.array([count for _, count in hits], float)
+            gains = self.SUPPORT * held / (held + 1) + self.FIT * np.log1p(held / (back_off or 1.0))
             if len(self._presences) >= _MAX_CACHED:
                 self._presences.clear()
             self._presences[key] = numbers, gains

@@ -1,10 +1,10 @@
 """What the project knows of words of everyday actions: which may describe the same moment.
 
 A replaced word must make its query false, so a word must not be replaced by one that says the
-same (*sofa*, *couch*), less (*furniture*), or something that comes along with it anyway (who
-*reads* also *looks*). Words of one group below are never exchanged for each other. The groups
-overlap on purpose and the relation is not transitive: *bed* and *sofa* are told apart, *bed* and
-*furniture* are not.
+same (*sofa*, *couch*), more or less (*dish*, *bowl*), or something that comes along with it anyway
+(who *reads* also *looks*). A line of words is a group: none is exchanged for another. A line with a
+colon relates its first word to each of the others, and not these to each other: *bed* and *sofa*
+are told apart, *bed* and *furniture* are not.
 
 Written for this project by hand; no annotation file was used.
 """
@@ -22,343 +22,353 @@ mother father mom dad parent brother sister son daughter husband wife
 """
 
 _VERBS: Final = """
-take grab get pick fetch snatch seize grasp obtain collect gather retrieve lift remove pull
-hold carry grip clutch grasp have keep bear cradle clasp
-hold take grab get pick use lift bring
-take bring carry
-take have use
-take remove withdraw extract pull
-shut close seal slam
-open unlock unseal uncover
-open pull push slide
-close push slam pull slide
-look watch see stare gaze view observe peer glance peek face check eye
-look inspect examine check search study survey
-look read study
-look admire smile
-read study peruse browse flip
-read hold open
-watch sit view enjoy see
-put place set lay leave deposit position drop rest
-put stash store stow pack load stuff tuck insert shove
-put throw toss
-put return replace
-put pour
-put wear don
-put hang
-put arrange organize stack
-wear dress don put
-undress remove strip take
+take grab get pick snatch seize grasp obtain retrieve fetch
+take: have use bring carry collect gather remove lift receive
+grab: reach catch clutch
+pick: lift collect gather choose select
+remove withdraw extract
+pull drag tug yank draw
+hold grip clutch clasp cradle
+hold: carry have keep bear grasp grab take get use lift handle touch hug
+carry bring transport
+carry: move take
+lift raise
+shut close seal
+close: slam push pull slide
+open unlock uncover
+open: pull push slide unwrap unfold undo read
+look watch see stare gaze view observe peer glance peek
+look: check inspect examine search study face read admire
+check inspect examine
+read study peruse
+read: browse flip hold open
+watch: sit enjoy study
+search rummage hunt seek look
+find discover locate
+put place set lay deposit position
+put: leave drop rest stash store stow pack load stuff tuck insert
+put: throw toss return replace pour hang wear don arrange organize stack
+store stow stash
+stuff tuck insert shove
+return replace
+wear don dress
+undress strip
+undress: remove take
 throw toss fling chuck hurl pitch cast lob
-throw drop dump discard
-drop release fall lose
-drop put leave
-sit rest relax lounge recline settle perch seat
-sit crouch squat
-lie lay rest recline sleep nap lounge relax snuggle
-sleep nap doze snooze rest
-wake awaken rouse stir rise
-awaken wake get rise sit
-stand rise get arise
-stand wait pause stop lean linger remain pose
-stand walk
-get stand rise become obtain
-walk go stroll pace wander step move march head stride come proceed travel amble return approach
-run jog sprint rush dash race hurry hasten
-run walk go move come enter leave
-go move come leave travel head proceed
-enter come walk go run step arrive
-leave exit depart go walk run
-leave put place
-return come go
-move shift carry push pull slide transfer drag go
-start begin commence initiate proceed
-start try attempt
+throw: drop dump discard
+drop release dump
+drop: fall lose leave
+sit perch seat
+sit: rest relax lounge recline settle crouch watch
+lie lay recline
+lie: rest sleep nap lounge relax snuggle
+sleep nap doze snooze
+sleep: rest
+rest relax lounge
+wake awaken awake rouse
+awaken: rise stir get sit
+wake: rise get
+stand rise arise
+stand: wait pause remain pose get lean linger
+wait pause linger remain
+walk stroll wander amble stride step march
+walk: go pace come move head proceed travel enter leave exit pass approach return
+run jog sprint
+run: rush dash race hurry hasten go come move enter leave exit
+rush dash hurry hasten race
+go move proceed travel head come
+go: enter leave exit return
+enter come arrive
+enter: step
+leave exit depart
+leave: put place
+return: come go
+approach come
+pass go
+move shift relocate
+move: carry push pull slide transfer drag
+slide push pull
+start begin commence initiate
+start: proceed try attempt go continue
+begin: proceed
 stop finish end quit cease halt complete
+stop: stand pause
 continue keep proceed
-appear seem look
+appear seem
 try attempt
-proceed go begin continue
-eat consume chew bite munch devour taste nibble swallow snack have dine
-drink sip gulp swallow taste consume have chug guzzle
-drink hold take
-eat hold take
-cook prepare fry make bake boil grill heat
-cook stir
-make prepare cook create build fix form
-pour fill spill empty
-fill load pack
+eat consume munch devour dine
+eat: chew bite taste nibble swallow snack have hold finish
+chew bite nibble
+drink sip gulp chug guzzle
+drink: swallow taste consume have hold finish take
+cook prepare make
+cook: fry bake boil grill heat stir
+make create build prepare
+make: fix tidy
+pour: fill empty spill
+fill: load pack
 stir mix blend whisk
-wash rinse clean scrub bathe shower
-clean wipe dust scrub polish tidy wash sweep mop dry
-tidy clean organize arrange straighten neaten fix
-sweep brush clean
-vacuum clean hoover sweep
-dry wipe towel
+wash rinse scrub
+wash: clean bathe shower
+clean wipe scrub tidy
+clean: dust polish sweep mop vacuum dry rinse
+tidy organize arrange straighten neaten
+tidy: fix clean make fold
+sweep brush
+vacuum hoover
+dry: wipe
 wipe rub
 brush comb groom
 fix repair mend adjust
-fix adjust straighten arrange
-adjust change turn
-laugh giggle chuckle smile grin smirk cackle
+fix: straighten arrange tidy work
+adjust straighten
+laugh giggle chuckle cackle
+laugh: smile
+smile grin smirk
+smile: laugh
 cry weep sob
-talk speak chat converse discuss say tell communicate call
-shout yell scream cry
-call phone dial ring
-phone text type
-play use
-play toy fiddle fidget
-use work operate handle utilize type
-work type
-type write text
-write draw scribble note jot sketch
-draw sketch paint
-sneeze cough
-photograph shoot film record capture picture snap take
-take snap photograph
-film record
-turn switch flip flick rotate twist spin
-turn open
-turn look
-turn light
-hug embrace hold snuggle cuddle squeeze hug
-hug squeeze
-snuggle cuddle hug hold lie
-wrap cover
-cover hide
-fold crease bend
-unfold spread open
+talk speak chat converse
+talk: discuss say tell communicate call
+shout yell scream
+call phone dial
+text type
+play: use toy fiddle fidget
+use operate utilize
+use: work handle type play hold
+work: type use write study
+write scribble jot note
+draw sketch
+cough: sneeze
+photograph shoot snap
+photograph: take film capture
+film record capture
+take: photograph snap film record
+turn rotate twist spin
+turn: switch flip flick open light
+switch flip flick
+light ignite
+hug embrace cuddle
+snuggle cuddle
+snuggle: hug hold lie wrap
+wrap: cover
+fold crease
+unfold spread
 hang suspend
-hang put
-lean rest bend
-bend lean crouch stoop
-crouch kneel squat
-kneel squat
-touch feel rub pat stroke press tap handle
-touch hold play grab
+bend lean
+bend: crouch stoop
+crouch squat kneel stoop
+touch feel
+touch: rub pat stroke press tap hold
 pet stroke pat
-knock tap hit beat bang
-hit strike punch beat slap
-kick hit
+knock tap bang
+hit strike punch slap beat
 push shove press
-pull tug drag draw yank
 give hand pass offer
 show present display
-receive get accept
+receive accept
 smell sniff
-smile grin
-wave gesture
-dance move
-jump hop leap skip bounce
-climb ascend scale
-descend climb
+jump hop leap
+climb ascend
 cut slice chop carve trim
 tear rip
-break smash crack shatter
-wait stand pause
-think ponder wonder
+break smash crack
+think ponder
 stretch reach extend
-reach grab stretch get
-search look rummage hunt seek
-find discover locate
-bring carry fetch take
-set put place
-light ignite
-unwrap open
-undo open unfasten untie
-fasten tie zip button close buckle
-tie lace fasten
-attach fasten stick connect
-pack fill load
-wash clean
+undo untie unfasten
+fasten buckle button zip tie
+attach connect fasten
 shake wave
-cough sneeze
-nod shake
-straighten fix adjust
+rub: wipe
 stack pile
-tap touch
-ride drive
-swim float
-spin turn rotate twirl
-catch grab receive
-pass go walk
-approach walk go come
-drag pull
-place set
-rub wipe
+grasp: reach
+turn: spin
+do: make perform work
 let allow
 want like love
 """
 
 _NOUNS: Final = """
-sofa couch settee loveseat futon lounge
-chair seat stool armchair
-sofa seat chair couch armchair
-bench seat
-furniture sofa couch chair table bed desk cabinet shelf dresser wardrobe
-bed mattress bunk cot
-pillow cushion
-blanket quilt cover comforter bedspread throw sheet bedding duvet
-blanket bedding
-towel cloth rag napkin washcloth
-cloth fabric rag
-table desk counter countertop surface
-table tabletop
-desk workstation
-counter countertop worktop
-floor ground rug carpet
-rug carpet mat
-shelf shelve bookshelf rack bookcase ledge
-cabinet cupboard closet pantry locker wardrobe
-closet wardrobe armoire
-cabinet dresser drawer
-dresser drawer bureau
-medicine pill tablet drug medication vitamin aspirin
-laptop computer notebook pc device machine
-computer pc desktop device
-computer screen monitor
-phone telephone cellphone cell mobile smartphone device iphone
-phone call
-tablet ipad device
-television tv screen telly show
-television movie program film video
-screen monitor display
-remote controller control
-picture photo photograph image portrait painting frame poster
-picture photo selfie
-photo camera
-camera camcorder
-camera phone
-refrigerator fridge icebox freezer
-stove oven cooker range burner
-microwave oven
-pan pot skillet saucepan
-pot kettle
-cup mug glass tumbler beaker
-cup coffee tea water drink
-glass water drink milk juice wine
-glass goblet
-glass glasses
-glasses spectacles sunglasses eyeglass
-bottle flask container
-bottle water drink
-drink water beverage coffee tea juice soda milk beer liquid wine
-drink cup glass bottle mug
-liquid water
-coffee tea
-food meal snack sandwich lunch dinner breakfast supper dish
-food bread fruit apple banana meat pizza chips cereal cookie cake vegetable burger toast candy
-food bowl plate
-snack chip cookie cracker candy sandwich
-sandwich bread burger toast bagel
-bread toast
-grocery food
-groceries food
-plate dish bowl saucer
-dish cup glass plate bowl
-bowl dish cereal
-bag sack backpack purse suitcase satchel pouch handbag luggage
-bag grocery package
-backpack knapsack rucksack
-box carton crate container package case chest parcel
-box bag
-basket bin hamper
-trash garbage rubbish waste litter
-trash bin can dustbin wastebasket
-container jar tub tin
-jar lid
-book notebook novel magazine journal textbook
-book homework page
-magazine newspaper paper
-notebook notepad pad journal
-paper document letter note page sheet
-paper homework
-letter mail
-homework assignment schoolwork
-pen pencil marker
-clothes clothing laundry garment outfit apparel
-clothes shirt pants jacket coat sweater hoodie dress sock
-clothing jacket shirt shoe
-shirt top tshirt blouse t-shirt
-jacket coat sweater hoodie sweatshirt
-pants trousers jeans shorts
-shoe sneaker boot footwear sandal slipper
-sock stocking
-hat cap
-broom brush mop
-broom sweeper stick
-vacuum hoover cleaner
-brush comb
-sandal shoe
-door doorway entrance doorknob entry entryway exit
-door knob handle
-doorknob handle knob
-door room
-doorway hallway entryway hall
-hallway hall corridor passage
-room bedroom kitchen bathroom livingroom
-room area space place
-house home apartment
-garage shed
-basement cellar
-bathroom washroom restroom toilet
-bathroom shower
-pantry kitchen
-kitchen stove
-sink basin faucet tap
-sink water
-tub bathtub bath shower
-stair staircase step stairway stairs stairwell
-ladder step
-window pane glass
-curtain drape blind shade
-window curtain
-mirror reflection
-light lamp bulb lightbulb
-light switch
-lamp lantern
-lid cover top cap
-fire fireplace
-hair head
-hand finger arm palm fist
-face head mouth nose eye
-head hair
-foot feet leg toe
-dog puppy animal pet
-cat kitten animal pet
-game videogame
-toy doll
-ball basketball football soccer
-car vehicle
-bike bicycle
-guitar instrument
-piano keyboard instrument
-music song
-item object thing something stuff
 person individual human people someone somebody adult
 man guy gentleman dude male boy husband father dad brother son
 woman lady female girl wife mother mom sister daughter
 child kid toddler baby boy girl teenager son daughter
-wall side
-corner side
-front side
-back side
+sofa couch settee loveseat futon
+lounge: sofa couch chair room
+chair seat stool armchair
+seat: sofa couch bench
+furniture: sofa couch chair table bed desk cabinet shelf dresser wardrobe stool
+bed mattress bunk cot
+pillow cushion
+blanket quilt comforter bedspread duvet throw
+bedding: blanket sheet pillow quilt comforter duvet
+cover: blanket sheet quilt lid
+towel washcloth
+cloth rag
+cloth: towel napkin fabric clothes
+fabric: cloth blanket towel curtain
+table: desk counter tabletop surface
+counter countertop worktop
+surface: desk counter countertop
+floor ground
+rug carpet mat
+floor: rug carpet
+shelf shelve bookshelf rack bookcase ledge
+cabinet cupboard
+closet wardrobe armoire
+cabinet: closet pantry locker dresser drawer shelf
+cupboard: closet pantry
+dresser drawer bureau
+medicine medication drug
+medicine: pill tablet vitamin aspirin water
+pill tablet
+laptop computer notebook pc
+computer: desktop desk screen device machine
+device: laptop phone camera tablet television
+screen monitor
+screen: television laptop phone
+phone telephone cellphone cell mobile smartphone iphone
+phone: call camera device
+television tv telly
+television: show movie program video screen
+show movie film program video
+picture photo photograph image
+picture: portrait painting frame poster selfie
+photo: selfie
+camera camcorder
+refrigerator fridge icebox
+refrigerator: freezer
+stove oven cooker range
+pan pot skillet saucepan
+kettle pot
+cup mug
+glass goblet tumbler
+cup: glass
+drink: water beverage coffee tea juice soda milk beer liquid wine cup glass bottle mug
+liquid: water juice milk
+water: glass cup bottle
+coffee: cup mug
+tea: cup mug
+milk: glass
+glass: glasses
+glasses spectacles sunglasses eyeglass
+bottle flask
+food meal
+food: snack sandwich lunch dinner breakfast supper dish bread fruit apple banana meat pizza chip
+food: cereal cookie cake vegetable burger toast candy cracker plate bowl rice soup grocery
+meal: lunch dinner breakfast supper sandwich
+snack: chip cookie cracker candy sandwich food fruit
+sandwich: bread burger toast bagel
+bread: toast bagel
+fruit: apple banana orange
+grocery: food bag item
+plate dish
+dish: bowl cup glass plate food
+cereal: bowl
+bag sack
+bag: backpack purse suitcase satchel pouch handbag luggage grocery package
+backpack knapsack rucksack bookbag
+purse handbag
+box carton crate
+box: container package case chest
+container: jar tub tin box bottle bowl bag
+package parcel
+trash garbage rubbish waste litter
+bin can trashcan dustbin wastebasket
+trash: bin can
+basket hamper
+jar: lid
+book textbook novel
+book: notebook magazine page homework
+magazine: newspaper paper book
+paper document sheet page letter
+paper: homework newspaper note mail notebook magazine
+letter mail
+homework schoolwork assignment
+homework: book notebook
+notebook notepad journal pad
+pen pencil marker
+clothes clothing laundry garment apparel outfit
+clothes: shirt pants jacket coat sweater hoodie dress sock towel shoe item
+clothing: shirt pants jacket coat sweater hoodie dress sock shoe item
+laundry: towel shirt
+shirt top blouse tshirt
+jacket coat
+sweater hoodie sweatshirt pullover
+jacket: sweater hoodie sweatshirt
+pants trousers jeans
+shoe footwear
+shoe: sneaker boot sandal slipper
+hat cap
+broom broomstick
+broom: brush stick
+vacuum hoover
+vacuum: cleaner
+door: doorway entrance entry entryway exit doorknob room
+doorway entrance entry entryway
+doorway: hallway hall room exit
+doorknob knob handle
+door: knob handle
+hallway hall corridor
+room: bedroom kitchen bathroom livingroom area space pantry closet basement garage office hallway
+area: room kitchen
+house home apartment
+bathroom washroom restroom
+bathroom: toilet shower
+basement cellar
+sink basin
+sink: faucet tap water
+faucet tap
+tub bathtub bath
+stair staircase step stairway stairs stairwell
+window: pane curtain glass
+curtain drape blind
+mirror: reflection
+light lamp
+light: bulb lightbulb switch lantern
+bulb lightbulb
+lid top cap
+hair: head
+hand: finger arm palm
+head: face hair
+face: mouth nose eye
+mouth: lip tooth
+foot: feet toe leg shoe
+dog puppy
+cat kitten
+pet animal
+pet: dog puppy cat kitten
+animal: dog puppy cat kitten
+game videogame
+toy: doll ball
+ball: basketball football
+car vehicle
+bike bicycle
+instrument: guitar piano drum
+music song
+item object thing something stuff
+pile stack heap
+piece bit slice
+bite: piece sip
+drink: sip
 side edge
+side: wall corner front back
 end edge
 """
 
 _MODIFIERS: Final = """
 small little tiny short
-big large huge giant tall
-big small
-quick fast rapid speedy
+big large huge giant
+big: tall
+quick fast rapid
 quickly fast rapidly hastily hurriedly swiftly
-slowly carefully gently calmly
-gently softly lightly carefully
+slowly: carefully gently calmly
+gently softly lightly
+carefully: gently
 happily cheerfully joyfully
 sadly unhappily
 loudly noisily
-quietly silently softly
+quietly silently
+quietly: softly
 happy glad cheerful
 angry mad upset
 sick ill
@@ -369,12 +379,11 @@ many several multiple few various
 couple few several
 red crimson scarlet
 grey gray
-back again
+back: again
 away off
 nearby near close
 forward ahead
-backward back
-together along
+together: along
 down downward downwards
 up upward upwards
 inside in indoors
@@ -383,58 +392,49 @@ around about
 closed shut
 open opened
 adjacent next nearby near
-living dining
-main front
-long tall
+front main
 hot warm
 cold cool
-entire whole full
-different new
+entire whole
 """
 
 _PREPOSITIONS: Final = """
 in into inside within
 on onto upon atop
-on over
-in at
-on at
-at to toward towards
-to into onto in
-near by beside next alongside around at
-beside by next with
+in: on at through
+at: on in by near
+to toward towards
+to: into onto at for against
+near by beside next alongside
+around: near about
 under beneath below underneath
 over above across
-behind after
-before front
-through across
-through in
-through into
+behind: after
+before: front
+through: across into
 from off out
-out off from
 out outside
 up upward
 down downward
-across over
-around about
-with using
-for to
-against on
-along down
-towards toward
-into on
-by at
-by with
-during while
+from: with
+on: along
+for: at
+by: with
+against: on at
 """
 
 
 def _related(*sections: str) -> dict[str, frozenset[str]]:
     related: dict[str, set[str]] = defaultdict(set)
-    for line in "\n".join(sections).strip().splitlines():
-        group = line.split()
+    for line in "\n".join(sections).split("\n"):
+        first, colon, rest = line.partition(":")
+        group = rest.split() if colon else first.split()
         for word in group:
-            related[word].update(group)
-    return {word: frozenset(group - {word}) for word, group in related.items()}
+            others = [first] if colon else group
+            related[word].update(others)
+            for other in others:
+                related[other].add(word)
+    return {word: frozenset(others - {word}) for word, others in related.items()}
 
 
 _ACTORS: Final = frozenset(_PERSONS.split())

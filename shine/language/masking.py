@@ -27,6 +27,11 @@ _CONSONANT_SOUND: Final = re.compile(r"(?:uni(?!n|m)|use|usu|uti|eu|one\b|once\b
 _VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
 
 
+def is_content(pos: str, tag: str, lemma: str) -> bool:
+    """Whether such a word tells what happens: it may be replaced, and replace another."""
+    return pos in _RANK and tag != "WRB" and lemma not in _FUNCTION
+
+
 def maskable(words: Sequence[Word], least: int = 0) -> tuple[int, ...]:
     """Positions of the words that can be replaced, in the order of masking.
 
@@ -34,11 +39,7 @@ def maskable(words: Sequence[Word], least: int = 0) -> tuple[int, ...]:
     "man"), since who acts rarely tells moments apart; they are added at the end, from left to
     right, as long as fewer than `least` words were found.
     """
-    content = [
-        i
-        for i, word in enumerate(words)
-        if word.pos in _RANK and word.tag != "WRB" and word.lemma not in _FUNCTION and word.text
-    ]
+    content = [i for i, word in enumerate(words) if is_content(word.pos, word.tag, word.lemma)]
     persons = [i for i in content if is_person(words[i].lemma)]
     others = sorted(
         (i for i in content if not is_person(words[i].lemma)), key=lambda i: _RANK[words[i].pos]
@@ -76,22 +77,22 @@ def mask_levels(words: Sequence[Word], ratios: Sequence[float]) -> tuple[tuple[i
 
 def masked_query(words: Sequence[Word], slots: Sequence[int]) -> str:
     """The caption with `<mask>` in every slot; everything else stands as written."""
-    return "".join((MASK if i in set(slots) else w.text) + w.space for i, w in enumerate(words))
+    chosen = frozenset(slots)
+    return "".join((MASK if i in chosen else w.text) + w.space for i, w in enumerate(words))
 
 
-def recompose(words: Sequence[Word], fills: Mapping[int, str]) -> str:
-    """The caption with other words in its slots.
-
-    A word takes the capitals of the one it replaces, and "a" or "an" before it follows it.
+def recompose(words: Sequence[Word], fills: Mapping[int, str], *, agree: bool = True) -> str:
+    """The caption with other words in its slots; a word takes the capitals of the one it replaces.
 
     Args:
         words: a tagged caption.
         fills: the new word of each slot.
+        agree: whether "a" or "an" right before a slot follows the new word.
     """
     texts = [word.text for word in words]
     for i, fill in fills.items():
         texts[i] = _cased(fill, words[i].text)
-        if i and texts[i - 1].lower() in ("a", "an"):
+        if agree and i and texts[i - 1].lower() in ("a", "an"):
             texts[i - 1] = _cased(article(fill), words[i - 1].text)
     return "".join(text + word.space for text, word in zip(texts, words, strict=True))
 

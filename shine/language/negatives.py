@@ -172,6 +172,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):

@@ -67,7 +67,7 @@ def contexts(
 
     | name | told of | value |
     |---|---|---|
-    | before | every word | form of the word before; "his", "their", ... are one |
+    | before | every word | form of the word before; possessives are one; "bare": no article |
     | after | every word | what comes after: a preposition or particle itself, else its kind |
     | left, right | every word | lemma of the next verb, noun or preposition on that side |
     | frame | a verb | all that follows it in its clause, nouns without their words |
@@ -119,6 +119,8 @@ def _before(words: Sequence[Word], index: int) -> str:
     word = words[index - 1]
     if word.tag == "PRP$":
         return "poss"
+    if words[index].pos in _NOUNS and word.pos not in ("DET", "NUM", "ADJ", *_NOUNS):
+        return "bare"
     return "a" if word.text.lower() == "an" else word.text.lower()
 
 

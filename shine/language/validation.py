@@ -15,6 +15,7 @@ from shine.language.masking import MASK
 from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary
 
+_WORD: Final = re.compile(r"\w+")
 TOO_SHORT: Final = "too few words to replace"
 MAX_ATTEMPTS: Final = 8  # proposals a level may need; then it stays invalid
 
@@ -59,7 +60,7 @@ class Judge:
                 verdicts.append(("no word fits a slot",))
                 continue
             text = normalized(proposal)
-            reasons = [*self._slots(words, slots, proposal, meanings)]
+            reasons = self._slots(words, slots, proposal, meanings)
             if text == query:
                 reasons.append("equal to the query")
             elif text in told:
@@ -152,26 +153,39 @@ def read_fills(
     An indefinite article before a slot may follow the new word.
     """
     chosen = frozenset(slots)
-    pattern = "".join(
-        _pattern(word, i in chosen, i + 1 in chosen) + re.escape(word.space)
-        for i, word in enumerate(words)
-    )
-    match = re.fullmatch(pattern, sentence)
-    return dict(zip(sorted(chosen), match.groups(), strict=True)) if match else None
+    fills: dict[int, str] = {}
+    at = 0
+    for i, word in enumerate(words):
+        if i in chosen:
+            end = _end(words, i, sentence, at)
+            fills[i] = sentence[at:end]
+            if not fills[i] or any(map(str.isspace, fills[i])):
+                return None
+        else:
+            end = at + len(word.text)
+            if i + 1 in chosen and word.text.lower() in ("a", "an"):
+                end = at + (2 if sentence[at : at + 2].lower() == "an" else 1)
+                if sentence[at:end].lower() not in ("a", "an"):
+                    return None
+            elif sentence[at:end] != word.text:
+                return None
+        at = end + len(word.space)
+        if sentence[end:at] != word.space:
+            return None
+    return fills if at == len(sentence) else None
 
 
 def overlap(query: str, other: str) -> float:
-    """Shared words over all words of two normalised sentences (Jaccard); 1 for equal sets."""
-    mine, theirs = set(query.split()), set(other.split())
+    """Shared words over all words of two sentences in lower case (Jaccard); 1 for equal sets."""
+    mine, theirs = set(_WORD.findall(query)), set(_WORD.findall(other))
     return len(mine & theirs) / (len(mine | theirs) or 1)
 
 
-def _pattern(word: Word, is_slot: bool, before_slot: bool) -> str:
-    if is_slot:
-        return r"(\S+?)"
-    return (
-        r"[Aa][Nn]?" if before_slot and word.text.lower() in ("a", "an") else re.escape(word.text)
-    )
+def _end(words: Sequence[Word], slot: int, sentence: str, start: int) -> int:
+    """Where the new word of a slot ends: before what follows the slot, else with the sentence."""
+    after = words[slot].space or (words[slot + 1].text if slot + 1 < len(words) else "")
+    found = sentence.find(after, start + 1) if after else -1
+    return len(sentence) if found < 0 else found
 
 
 def _text(words: Sequence[Word]) -> str:

@@ -1,0 +1,214 @@
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tagged import GRID, counted, plain, tagged
+
+from shine.config import NegativesConfig
+from shine.language.generators import (
+    Candidates,
+    CorpusGenerator,
+    RandomGenerator,
+    build_generator,
+)
+from shine.language.masking import mask_levels
+from shine.language.neighbours import contexts
+from shine.language.validation import read_fills
+
+VOCABULARY, NEIGHBOURS = counted(GRID)
+RATIOS = (0.25, 0.5, 0.75)
+FIRST = (0, 0, 0)
+
+
+def make(name, seed=0):
+    return build_generator(NegativesConfig(generator=name, seed=seed), VOCABULARY, NEIGHBOURS)
+
+
+def filled(words, sentence):
+    return read_fills(words, mask_levels(words, RATIOS)[2], sentence)
+
+
+@pytest.mark.parametrize("name", ["corpus", "random"])
+@given(
+    words=st.sampled_from(GRID),
+    qid=st.text(max_size=5),
+    attempts=st.tuples(*[st.integers(0, 9)] * 3),
+)
+@settings(max_examples=60)
+def test_each_level_keeps_the_words_of_the_one_below(name, words, qid, attempts):
+    levels = mask_levels(words, RATIOS)
+    sentences = make(name).propose(words, levels, qid=qid, attempts=attempts)
+    below = {}
+    for slots, sentence in zip(levels, sentences, strict=True):
+        fills = read_fills(words, slots, sentence)
+        assert fills.items() >= below.items()
+        for slot, fill in fills.items():
+            assert (words[slot].pos, words[slot].tag) in VOCABULARY.kinds(fill)
+            assert fill not in plain(words)
+        below = fills
+
+
+@pytest.mark.parametrize("name", ["corpus", "random"])
+def test_a_proposal_depends_on_seed_and_query_and_on_nothing_before(name):
+    levels = [mask_levels(words, RATIOS) for words in GRID]
+    rows = list(zip([f"q{i}" for i in range(len(GRID))], GRID, levels, strict=True))
+
+    def answers(generator, rows):
+        return {q: generator.propose(w, s, qid=q, attempts=FIRST) for q, w, s in rows}
+
+    forth = answers(make(name), rows)
+    assert answers(make(name), rows[::-1]) == forth
+    assert answers(make(name, seed=1), rows) != forth
+    alone = make(name).propose(GRID[7], levels[7], qid="q7", attempts=FIRST)
+    assert alone == forth["q7"]
+    same_caption = {make(name).propose(GRID[0], levels[0], qid=q, attempts=FIRST) for q, *_ in rows}
+    assert len(same_caption) > 5
+
+
+@pytest.mark.parametrize("name", ["corpus", "random"])
+def test_attempts_go_through_all_words_that_fit_and_repeat_none(name):
+    words = GRID[0]
+    levels = mask_levels(words, RATIOS)
+    verbs = [
+        make(name).propose(words, levels, qid="q", attempts=(attempt, 0, 0))[0].split()[2]
+        for attempt in range(5)
+    ]
+    assert len(set(verbs[:3])) == 3
+    # "opens" itself, and "closes", "fixes", "washes", "paints": four others, then from the start.
+    assert set(verbs[:4]) == {"closes", "fixes", "washes", "paints"}
+    assert verbs[4] == verbs[0]
+
+
+def test_an_attempt_at_one_level_leaves_the_levels_below():
+    words = GRID[0]
+    levels = mask_levels(words, RATIOS)
+    once = make("corpus").propose(words, levels, qid="q", attempts=(0, 0, 0))
+    again = make("corpus").propose(words, levels, qid="q", attempts=(0, 1, 0))
+    assert again[0] == once[0]
+    assert again[1] != once[1]
+
+
+def test_near_synonyms_and_the_word_in_another_form_are_never_chosen():
+    captions = [
+        tagged(f"a/DT person/NN {verb}/VBZ={lemma} a/DT {noun}/NN ./.")
+        for verb, lemma in (("shuts", "shut"), ("closes", "close"), ("washes", "wash"))
+        for noun in ("sofa", "couch", "lamp")
+        for _ in range(3)
+    ]
+    vocabulary, neighbours = counted(captions)
+    words = tagged("a/DT person/NN shuts/VBZ=shut a/DT sofa/NN ./.")
+    for generator in (
+        CorpusGenerator(vocabulary, neighbours, seed=0),
+        RandomGenerator(vocabulary, seed=0),
+    ):
+        for i in range(30):
+            first, second = generator.propose(
+                words, mask_levels(words, (0.5, 1.0)), qid=str(i), attempts=(i, i)
+            )
+            assert first == "a person washes a sofa."
+            assert second == "a person washes a lamp."
+
+
+def test_a_person_is_replaced_by_a_person_and_nothing_else_is():
+    nouns = Candidates(VOCABULARY, ("NOUN", "NN"))
+    forms = np.array([entry.form for entry in nouns.entries])
+    assert set(forms[nouns.suits("person")]) == {"man"}
+    assert not {"man", "person"} & set(forms[nouns.suits("door")])
+    alone = counted([tagged("a/DT person/NN cup/NN") for _ in range(9)])[0]
+    nouns = Candidates(alone, ("NOUN", "NN"))
+    assert [e.form for e in np.array(nouns.entries)[nouns.suits("person")]] == ["cup"]
+
+
+def test_what_the_tagger_saw_once_is_no_candidate_among_enough_others():
+    nouns = [f"thing{i}" for i in range(9)]
+    captions = [tagged(f"{noun}/NN") for noun in nouns for _ in range(3)]
+    captions += [tagged("closes/NN"), *[tagged("closes/VBZ=close")] * 9]
+    vocabulary, _ = counted(captions)
+    assert [e.form for e in Candidates(vocabulary, ("NOUN", "NN")).entries] == nouns
+    assert [e.form for e in Candidates(vocabulary, ("VERB", "VBZ")).entries] == ["closes"]
+
+
+def test_no_word_of_the_kind_leaves_this_and_higher_levels_empty():
+    words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
+    levels = ((2,), (2, 5), (2, 5, 4))
+    first, second, third = make("corpus").propose(words, levels, qid="q", attempts=FIRST)
+    assert first is not None
+    assert second is None
+    assert third is None
+
+
+def test_articles_follow_only_where_the_vocabulary_has_both():
+    words = GRID[0]
+    levels = ((2,), (2, 4), (2, 4, 7))
+    texts = [
+        make("random").propose(words, levels, qid=str(i), attempts=FIRST)[1] for i in range(30)
+    ]
+    assert any(" an apple" in text for text in texts)
+    assert not any(" a apple" in text for text in texts)
+    only_a = [tuple(replace(w, text="a") if w.text == "an" else w for w in c) for c in GRID]
+    vocabulary, _ = counted(only_a)
+    texts = [
+        RandomGenerator(vocabulary, seed=0).propose(words, levels, qid=str(i), attempts=FIRST)[1]
+        for i in range(30)
+    ]
+    assert any(" a apple" in text for text in texts)
+    assert not any(" an " in text for text in texts)
+
+
+# Doors are opened, closed and painted; soup is cooked and eaten.
+KITCHEN = [
+    tagged(f"a/DT person/NN {verb}/VBZ={verb.removesuffix('s')} the/DT {noun}/NN ./.")
+    for noun, verbs in (("door", "opens closes paints"), ("gate", "opens closes paints"))
+    + (("soup", "cooks eats serves"), ("rice", "cooks eats serves"))
+    for verb in verbs.split()
+    for _ in range(10)
+]
+
+
+def test_corpus_prefers_the_company_a_word_keeps():
+    vocabulary, neighbours = counted(KITCHEN)
+    words = KITCHEN[0]
+    generator = CorpusGenerator(vocabulary, neighbours, seed=0)
+    drawn = Counter(
+        generator.propose(words, ((2,), (2, 4)), qid=str(i), attempts=(0, 0)) for i in range(200)
+    )
+    fitting = sum(n for (first, _), n in drawn.items() if first.split()[2] in ("paints", "closes"))
+    assert fitting >= 190
+    matching = sum(n for (_, second), n in drawn.items() if second.endswith("gate."))
+    assert matching >= 190
+
+
+def test_corpus_weights_are_those_of_its_equation():
+    vocabulary, neighbours = counted(KITCHEN)
+    generator = CorpusGenerator(vocabulary, neighbours, seed=0)
+    words, slot, unknown = KITCHEN[0], 2, frozenset()
+    candidates = Candidates(vocabulary, ("VERB", "VBZ"))
+    g = CorpusGenerator
+
+    def log_weight(entry):
+        total = g.PRIOR * math.log(entry.count)
+        for context in contexts(words, slot, unknown):
+            held = neighbours.held("VERB", context).get(entry.lemma, 0)
+            count = neighbours.occurrences("VERB", context[0], entry.lemma)
+            share = neighbours.share("VERB", context)
+            fit = math.log((held + g.BACK_OFF * share) / ((count + g.BACK_OFF) * share))
+            total += g.WEIGHTS[context[0]] * (g.SUPPORT * held / (held + 1) + g.FIT * fit)
+        return total
+
+    expected = np.array([log_weight(entry) for entry in candidates.entries])
+    np.testing.assert_allclose(
+        generator._scores(candidates, words, slot, unknown), expected, rtol=1e-12
+    )
+
+
+def test_every_context_has_a_weight():
+    named = {name for words in GRID for i in range(len(words)) for name, _ in contexts(words, i)}
+    more = tagged(
+        "his/PRP$ old/JJ kitchen/NN table/NN slowly/RB falls/VBZ=fall on/IN the/DT cat/NN"
+    )
+    named |= {name for i in range(len(more)) for name, _ in contexts(more, i)}
+    assert named == set(CorpusGenerator.WEIGHTS)

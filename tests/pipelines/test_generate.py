@@ -1,0 +1,205 @@
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tagged import GRID, counted, plain
+
+from pipelines.negatives import ProposeNegatives, TagVideos, generate
+from shine.config import Config, NegativesConfig
+from shine.data.annotations import normalized, read_annotations
+from shine.errors import InputError
+from shine.language.negatives import read_metadata, read_negatives
+from shine.language.vocabulary import Vocabulary
+
+CHARADES = Path(os.environ.get("SHINE_SHARED", "../shared")) / (
+    "data/charades_cg/charades_cg_gpt_train.jsonl"
+)
+SETTINGS = NegativesConfig().model_dump(mode="json")
+
+
+def annotation_file(path, captions, per_video=3):
+    """Videos of three captions, the captions of a video scattered over the file."""
+    num_videos = max(1, len(captions) // per_video)
+    rows = [
+        {
+            "qid": f"q{i}",
+            "vid": f"v{i % num_videos}",
+            "query": caption,
+            "duration": 30.0,
+            "relevant_windows": [[1.0, 9.0]],
+        }
+        for i, caption in enumerate(captions)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def videos(captions):
+    """Tagged videos of three captions, as the second stage gets them."""
+    rows = []
+    for start in range(0, len(captions), 3):
+        group = captions[start : start + 3]
+        numbers = list(range(start, start + len(group)))
+        words = [
+            [{name: getattr(word, name) for name in word.__slots__} for word in caption]
+            for caption in group
+        ]
+        rows.append(
+            {
+                "vid": f"v{start}",
+                "rows": numbers,
+                "qids": [f"q{n}" for n in numbers],
+                "queries": [plain(caption) for caption in group],
+                "words": words,
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def test_a_query_is_tagged_alike_in_any_table():
+    captions = [plain(words) for words in GRID[:12]]
+    whole = pa.table({"vid": ["a", "b"], "queries": [captions[:6], captions[6:]]})
+    tag = TagVideos("shine")
+    together = tag(whole)["words"].to_pylist()
+    apart = [tag(whole.slice(i, 1))["words"].to_pylist()[0] for i in range(2)]
+    assert together == apart
+    joined = ["".join(w["text"] + w["space"] for w in words) for v in together for words in v]
+    assert joined == captions
+
+
+@pytest.mark.parametrize("generator", ["corpus", "random"])
+def test_results_do_not_depend_on_how_videos_are_dealt_to_workers(generator):
+    settings = SETTINGS | {"generator": generator}
+    table = videos(GRID)
+
+    def worker():
+        return ProposeNegatives(*counted(GRID), settings, "tagger 1")
+
+    whole = worker()(table).to_pylist()
+    one = worker()
+    for size in (1, 7):
+        starts = range(0, len(table), size)
+        parts = [one(table.slice(start, size)).to_pylist() for start in reversed(starts)]
+        rows = sorted((row for part in parts for row in part), key=lambda row: row["row"])
+        assert rows == whole
+    assert [row["row"] for row in whole] == list(range(len(GRID)))
+    assert all(row["source"] == [generator] * 3 for row in whole)
+    assert all(row["tagger"] == "tagger 1" and row["seed"] == 0 for row in whole)
+
+
+def test_levels_are_recorded_with_their_masks_and_reasons():
+    table = videos(GRID[:1])
+    full = ProposeNegatives(*counted(GRID), SETTINGS, "t")(table).to_pylist()[0]
+    assert full["masked_queries"] == [
+        "the person <mask> a door on the table.",
+        "the person <mask> a <mask> on the table.",
+        "the person <mask> a <mask> on the <mask>.",
+    ]
+    assert full["valid"] == [True] * 3
+    assert full["reasons"] == [""] * 3
+    five = SETTINGS | {"ratios": [0.2, 0.4, 0.6, 0.8, 1.0]}
+    longer = ProposeNegatives(*counted(GRID), five, "t")(table).to_pylist()[0]
+    assert longer["valid"] == [True] * 5
+    assert longer["masked_queries"][4].count("<mask>") == 5
+    six = SETTINGS | {"ratios": [0.1, 0.2, 0.4, 0.6, 0.8, 1.0]}
+    short = ProposeNegatives(*counted(GRID), six, "t")(table).to_pylist()[0]
+    assert short["valid"] == [True] * 5 + [False]
+    assert short["reasons"][5] == "too few words to replace"
+
+
+@pytest.mark.ray
+def test_generate_writes_the_same_bytes_with_one_worker_and_with_two(ray_cluster, tmp_path):
+    captions = [plain(words) for words in GRID]
+    source = annotation_file(tmp_path / "train.jsonl", captions)
+    seen = []
+    outs = [tmp_path / "one" / "n.parquet", tmp_path / "two" / "n.parquet"]
+    for workers, out in enumerate(outs, start=1):
+        summary = generate(
+            Config(),
+            source=source,
+            out=out,
+            num_workers=workers,
+            on_progress=lambda done, total: seen.append((done, total)),
+        )
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert seen[-1] == (len(GRID), len(GRID))
+    assert summary["rows"] == len(GRID)
+    assert summary["levels"] == 3
+    found = read_negatives(outs[1])
+    assert list(found) == [f"q{i}" for i in range(len(GRID))]
+    invalid = [sum(not n.valid[level] for n in found.values()) for level in range(3)]
+    assert invalid == summary["invalid"]
+    metadata = read_metadata(outs[1])
+    vocabulary = Vocabulary.load(tmp_path / "two" / "n.vocabulary.json")
+    assert metadata["vocabulary_sha256"] == vocabulary.checksum == summary["vocabulary_sha256"]
+    assert metadata["tagger"].startswith("shine ")
+    told = {}
+    for i, caption in enumerate(captions):
+        told.setdefault(i % (len(GRID) // 3), set()).add(normalized(caption))
+    for i, negatives in enumerate(found.values()):
+        for query, valid in zip(negatives.queries, negatives.valid, strict=True):
+            assert not valid or normalized(query) not in told[i % (len(GRID) // 3)]
+
+
+@pytest.mark.ray
+def test_one_caption_alone_is_no_error(ray_cluster, tmp_path):
+    source = annotation_file(tmp_path / "train.jsonl", ["a person opens a door."])
+    out = tmp_path / "n.parquet"
+    summary = generate(Config(), source=source, out=out)
+    assert summary["invalid"] == [1, 1, 1]
+    assert read_negatives(out)["q0"].valid == (False,) * 3
+
+
+def test_wrong_input_is_told_before_a_cluster_starts(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    out = tmp_path / "n.parquet"
+    with pytest.raises(InputError, match="the file is empty"):
+        generate(Config(), source=tmp_path / "empty.jsonl", out=out)
+    source = annotation_file(tmp_path / "train.jsonl", ["a person sits."])
+    with pytest.raises(InputError, match=r"name a file \.parquet"):
+        generate(Config(), source=source, out=tmp_path / "n.jsonl")
+    with pytest.raises(InputError, match="cannot write negatives"):
+        generate(Config(), source=source, out=source / "n.parquet")
+    missing = Config(negatives=NegativesConfig(tagger="en_core_web_none"))
+    with pytest.raises(InputError, match="en_core_web_none"):
+        generate(missing, source=source, out=out)
+    assert not out.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not CHARADES.is_file(), reason="needs the published Charades-CG files")
+def test_real_captions_get_plausible_negatives_free_of_the_published_defects(ray_cluster, tmp_path):
+    out = tmp_path / "n.parquet"
+    summary = generate(Config(), source=CHARADES, out=out)
+    annotations = read_annotations(CHARADES)
+    found = read_negatives(out)
+    told = {}
+    for a in annotations:
+        told.setdefault(a.vid, set()).add(normalized(a.query))
+    split = re.compile(r"\w+").findall
+    words = {word for texts in told.values() for text in texts for word in split(text)}
+
+    assert summary["rows"] == len(found) == 8281
+    assert summary["invalid"][0] <= 5
+    assert summary["invalid"][1] <= 20
+    # 328 captions hold two words that can be replaced, so they have no third level.
+    assert summary["reasons"]["too few words to replace"] == 328
+    assert summary["invalid"][2] <= 328 + 30
+
+    faults = Counter()
+    for a in annotations:
+        negatives = found[a.qid]
+        texts = [
+            normalized(query)
+            for query, valid in zip(negatives.queries, negatives.valid, strict=True)
+            if valid
+        ]
+        faults["true"] += sum(text in told[a.vid] for text in texts)
+        faults["repeated"] += len(texts) - len(set(texts))
+        faults["length"] += sum(len(t.split()) != len(normalized(a.query).split()) for t in texts)
+        faults["leak"] += sum(word not in words for text in texts for word in split(text))
+    assert not any(faults.values()), faults
