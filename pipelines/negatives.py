@@ -208,7 +208,7 @@ def _tag(
     words: WordCounts = Counter()
     contexts: ContextCounts = Counter()
     tagged, done = [], 0
-    tables = [ray.put(table) for table in _videos(annotations)]
+    tables = [ray.put(table) for table in video_tables(annotations)]
     for table in _stage(tables, TagVideos, (tagger,), num_workers):
         captions = [caption for video in table.to_pylist() for caption in _captions(video)]
         words += count_words(captions)
@@ -271,8 +271,8 @@ def _stage(
     yield from made.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _videos(annotations: Iterable[Annotation]) -> Iterator[pa.Table]:
-    """Every video with its queries, in the order of their first queries."""
+def video_tables(annotations: Iterable[Annotation]) -> Iterator[pa.Table]:
+    """Every video with its queries, in the order of their first queries, some videos a table."""
     videos: dict[str, dict[str, Any]] = {}
     for row, annotation in enumerate(annotations):
         video = videos.setdefault(

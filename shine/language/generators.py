@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from shine.config import NegativesConfig
+from shine.data.annotations import normalized
 from shine.language.lexicon import is_person, same_meaning
 from shine.language.masking import is_content, recompose
 from shine.language.neighbours import Context, Neighbours, contexts
@@ -68,7 +69,11 @@ class Candidates:
     """
 
     def __init__(self, vocabulary: Vocabulary, kind: Kind):
-        known = tuple(e for e in vocabulary.entries(kind) if is_content(*kind, e.lemma))
+        known = tuple(
+            entry
+            for entry in vocabulary.entries(kind)
+            if is_content(*kind, entry.lemma) and normalized(entry.form) == entry.form
+        )
         usual = [entry for entry in known if _is_usual(vocabulary, kind, entry)]
         self.entries: tuple[Entry, ...] = tuple(usual) if len(usual) >= _ENOUGH else known
         self.kind = kind

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from shine.data.annotations import normalized
 from shine.language.lexicon import is_person
 from shine.language.tagging import Word
 
@@ -35,16 +36,29 @@ def is_content(pos: str, tag: str, lemma: str) -> bool:
 def maskable(words: Sequence[Word], least: int = 0) -> tuple[int, ...]:
     """Positions of the words that can be replaced, in the order of masking.
 
-    Auxiliaries, determiners, pronouns, numbers and function words stay. So do persons ("person",
-    "man"), since who acts rarely tells moments apart; they are added at the end, from left to
-    right, as long as fewer than `least` words were found.
+    Words written together with others ("book/laptop", "half-eaten") stay, and so do auxiliaries,
+    determiners, pronouns, numbers and function words. Persons ("person", "man") are added at the
+    end, from left to right, as long as fewer than `least` words were found: who acts rarely tells
+    moments apart.
     """
-    content = [i for i, word in enumerate(words) if is_content(word.pos, word.tag, word.lemma)]
+    content = [i for i in apart(words) if is_content(words[i].pos, words[i].tag, words[i].lemma)]
     persons = [i for i in content if is_person(words[i].lemma)]
     others = sorted(
         (i for i in content if not is_person(words[i].lemma)), key=lambda i: _RANK[words[i].pos]
     )
     return (*others, *persons[: max(0, least - len(others))])
+
+
+def apart(words: Sequence[Word]) -> list[int]:
+    """Positions of words with nothing but blanks and punctuation right beside them."""
+    found: list[int] = []
+    start = 0
+    for end in range(1, len(words) + 1):
+        if end == len(words) or words[end - 1].space:
+            told = [i for i in range(start, end) if normalized(words[i].text)]
+            found += told if len(told) == 1 else []
+            start = end
+    return found
 
 
 def level_sizes(num_words: int, ratios: Sequence[float]) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ Works on sentences, not on how they were made, so every generator is judged alik
 captions play a part; test files are read by nobody here.
 """
 
-import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -15,7 +14,6 @@ from shine.language.masking import MASK
 from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary
 
-_WORD: Final = re.compile(r"\w+")
 TOO_SHORT: Final = "too few words to replace"
 MAX_ATTEMPTS: Final = 8  # proposals a level may need; then it stays invalid
 
@@ -176,8 +174,8 @@ def read_fills(
 
 
 def overlap(query: str, other: str) -> float:
-    """Shared words over all words of two sentences in lower case (Jaccard); 1 for equal sets."""
-    mine, theirs = set(_WORD.findall(query)), set(_WORD.findall(other))
+    """Shared words over all words of two normalised sentences (Jaccard); 1 for equal sets."""
+    mine, theirs = set(query.split()), set(other.split())
     return len(mine & theirs) / (len(mine | theirs) or 1)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from shine.errors import InputError
+from shine.language.masking import apart
 from shine.language.tagging import Word
 
 Kind = tuple[str, str]  # universal part of speech and Penn tag
@@ -33,12 +34,14 @@ class Entry:
 
 
 def count_words(captions: Iterable[Sequence[Word]]) -> WordCounts:
-    """How often each word occurs in tagged captions, punctuation aside."""
+    """How often each word stands by itself in tagged captions.
+
+    "Laptop" of "book/laptop" does not count: alone it may be a word that no caption has.
+    """
     return Counter(
-        (word.pos, word.tag, word.text.lower(), word.lemma)
-        for caption in captions
-        for word in caption
-        if any(map(str.isalnum, word.text))
+        (words[i].pos, words[i].tag, words[i].text.lower(), words[i].lemma)
+        for words in captions
+        for i in apart(words)
     )
 
 

@@ -132,6 +132,12 @@ def test_what_the_tagger_saw_once_is_no_candidate_among_enough_others():
     assert [e.form for e in Candidates(vocabulary, ("VERB", "VBZ")).entries] == ["closes"]
 
 
+def test_a_form_that_ends_in_punctuation_is_no_candidate():
+    vocabulary, _ = counted([tagged("a./NN box/NN") for _ in range(5)])
+    assert "a." in vocabulary
+    assert [e.form for e in Candidates(vocabulary, ("NOUN", "NN")).entries] == ["box"]
+
+
 def test_no_word_of_the_kind_leaves_this_and_higher_levels_empty():
     words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
     levels = ((2,), (2, 5), (2, 5, 4))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +97,25 @@ def test_words_that_carry_no_action_stay(caption, expected):
     ] == expected.split()
 
 
+def test_words_written_together_with_others_stay():
+    glued = [
+        Word(text, space, pos, tag, text.lower())
+        for text, space, pos, tag in (
+            ('"', "", "PUNCT", "``"),
+            ("box", "", "NOUN", "NN"),
+            ('"', " ", "PUNCT", "''"),
+            ("book", "", "NOUN", "NN"),
+            ("/", "", "PUNCT", ","),
+            ("cup", " ", "NOUN", "NN"),
+            ("dog", "", "NOUN", "NN"),
+            ("'s", " ", "PART", "POS"),
+            ("bed", "", "NOUN", "NN"),
+            (".", "", "PUNCT", "."),
+        )
+    ]
+    assert mask_levels(glued, (1.0,)) == ((1, 8),)
+
+
 def test_a_level_without_a_word_of_its_own_repeats_the_one_below():
     assert mask_levels(tagged("the/DT person/NN laughs/VBZ=laugh"), RATIOS) == (
         (2,),
@@ -159,7 +180,7 @@ def test_the_article_follows_the_sound(word, expected):
 
 
 def test_a_caption_of_100_kb_is_masked():
-    words = OPENS[:-1] * 5000
+    words = tuple(replace(word, space=" ") for word in OPENS) * 5000
     levels = mask_levels(words, RATIOS)
     assert [len(level) for level in levels] == [2500, 5000, 7500]
     assert masked_query(words, levels[-1]).count(MASK) == 7500

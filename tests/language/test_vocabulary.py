@@ -41,6 +41,8 @@ def test_words_are_kept_per_kind_with_counts_most_frequent_first():
     assert "Window" in vocabulary
     assert "." not in vocabulary
     assert "sofa" not in vocabulary
+    glued = [Word("box", "", "NOUN", "NN", "box"), Word("'s", " ", "PART", "POS", "'s")]
+    assert "box" not in Vocabulary.from_counts(count_words([glued]))
     assert len(vocabulary) == 4
 
 
