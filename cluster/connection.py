@@ -43,6 +43,7 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
     if not address:
         _authenticate_locally()
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
         yield
@@ -52,7 +53,7 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
     if address:
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        except (ConnectionError, AuthenticationError) as error:
             raise InputError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
     else:
         ray.init(

@@ -18,10 +18,10 @@ _VIDEOS_PER_SHARD = 256
 Progress = Callable[[int, int], None]  # done, total
 
 
-def pack_shard(row: dict[str, Any], folder: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The record of the written shard that holds the videos of `row`; what a worker runs."""
-    config = FeaturesConfig.model_validate(settings)
-    return asdict(write_shard(Path(folder), row["index"], list(row["vids"]), config))
+def pack_shard(row: dict[str, Any]) -> dict[str, Any]:
+    """The record of the shard that `row` describes, written; what a worker runs."""
+    config = FeaturesConfig.model_validate_json(row["settings"])
+    return asdict(write_shard(Path(row["folder"]), row["index"], list(row["vids"]), config))
 
 
 def pack(config: Config, on_progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -50,14 +50,16 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     rows = [
-        {"index": index, "vids": vids[start : start + _VIDEOS_PER_SHARD]}
+        {
+            "index": index,
+            "vids": vids[start : start + _VIDEOS_PER_SHARD],
+            "folder": str(building),
+            "settings": settings.model_dump_json(),
+        }
         for index, start in enumerate(range(0, len(vids), _VIDEOS_PER_SHARD))
     ]
     with connect():
-        shards = sorted(
-            _write_shards(rows, building, settings, len(vids), on_progress),
-            key=lambda shard: shard.file,
-        )
+        shards = sorted(_write_shards(rows, len(vids), on_progress), key=lambda shard: shard.file)
     refused = sorted(sentence for shard in shards for sentence in shard.refused)
     if not any(shard.vids for shard in shards):
         raise InputError(f"no video could be packed; the first reason: {refused[0]}")
@@ -68,11 +70,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
 
 
 def _write_shards(
-    rows: list[dict[str, Any]],
-    folder: Path,
-    settings: FeaturesConfig,
-    num_videos: int,
-    on_progress: Progress,
+    rows: list[dict[str, Any]], num_videos: int, on_progress: Progress
 ) -> Iterator[Shard]:
     """Every shard as it is written, in any order."""
     import ray
@@ -80,14 +78,10 @@ def _write_shards(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        pack_shard,
-        fn_kwargs={"folder": str(folder), "settings": settings.model_dump(mode="json")},
-        num_cpus=1,
-    )
+    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(pack_shard, num_cpus=1)
     done = 0
     for record in written.iter_rows():
-        shard = Shard(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+        shard = Shard.from_record(record)
         done += len(shard.vids) + len(shard.refused)
         on_progress(done, num_videos)
         yield shard

@@ -20,7 +20,7 @@ from cluster.size import check_workers
 from shine.config import Config
 from shine.data.features import MANIFEST, sha256
 from shine.data.loading import Source
-from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, train
+from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -142,8 +142,7 @@ def with_absolute_root(config: Config) -> Config:
 
 
 def _train_here(config: Config, folder: Path) -> list[dict[str, Any]]:
-    device = torch.device("cuda" if config.train.gpu else "cpu")
-    backend = LocalBackend(folder, device)
+    backend = LocalBackend(folder, local_device(config.train))
     train(config, folder, backend)
     return backend.checkpoints()
 
@@ -181,7 +180,7 @@ def _train_on_ray(config: Config, folder: Path) -> list[dict[str, Any]]:
         raise RuntimeError(f"the training could not run: {error}") from None
     kept = [
         {"name": Path(checkpoint.path).name, "score": metrics["score"], "epoch": metrics["epoch"]}
-        for checkpoint, metrics in result.best_checkpoints
+        for checkpoint, metrics in result.best_checkpoints or ()
     ]
     return sorted(kept, key=lambda entry: entry["name"])
 

@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Pos
     flat = _load(folder / "optimizer.safetensors")
     for parameter, name in _names(model, optimizer).items():
         optimizer.state[parameter] = {
-            key.rpartition("/")[2]: value.to(parameter.device if value.ndim else "cpu")
+            key.rpartition("/")[2]: value.to(parameter.device)
             for key, value in flat.items()
             if key.rpartition("/")[0] == name
         }

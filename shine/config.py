@@ -277,8 +277,10 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(low)
     for key, value in high.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping) and value
-        merged[key] = _merge(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and value:
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from shine.checkpoints import load_model
@@ -14,7 +13,7 @@ from shine.config import Config, load_config
 from shine.data.annotations import write_jsonl
 from shine.data.dataset import Dataset
 from shine.data.loading import Source
-from shine.engine import Predictions, predict
+from shine.engine import Predictions, local_device, predict
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
 from shine.metrics.summary import Answers, Evaluation, evaluate_splits
@@ -36,7 +35,8 @@ def evaluate_run(folder: Path) -> Evaluation:
     if not config.data.tests:
         raise InputError(f"{folder}: its configuration names no test split; set data.tests")
     source = Source.open(config)
-    model = load_run_model(folder, config, source, run["best"])
+    device = local_device(config.train)
+    model = load_run_model(folder, config, source, run["best"]).to(device)
     negatives = None
     levels = 0
     if config.evaluate.negatives is not None:
@@ -52,7 +52,7 @@ def evaluate_run(folder: Path) -> Evaluation:
             dataset,
             np.arange(len(dataset)),
             batch_size=config.evaluate.batch_size,
-            device=torch.device("cpu"),
+            device=device,
             nms_threshold=config.evaluate.nms_threshold,
         )
         answers[name] = _answers(dataset, found)

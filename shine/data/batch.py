@@ -15,19 +15,20 @@ from torch import Tensor
 _Moved = TypeVar("_Moved", bound="_Movable")
 
 
+@dataclass(frozen=True)
 class _Movable:
     """Moves every tensor of a dataclass at once."""
 
     def to(self: _Moved, device: torch.device | str) -> _Moved:
         """The same content on `device`; copies from pinned memory do not wait."""
         moved: dict[str, Any] = {}
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
+        for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 moved[field.name] = value.to(device, non_blocking=True)
             elif isinstance(value, _Movable):
                 moved[field.name] = value.to(device)
-        return replace(self, **moved)  # pyright: ignore[reportType]
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

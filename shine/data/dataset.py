@@ -115,7 +115,7 @@ def collate_inputs(
 ) -> Inputs:
     """The model's view of `rows`, each distinct video once, `numbers` naming the texts."""
     _, first, video = np.unique(dataset.video[rows], return_index=True, return_inverse=True)
-    vids = [dataset.annotations[rows[index]].vid for index in first]
+    vids = [dataset.annotations[row].vid for row in rows[first].tolist()]
     lengths = dataset.num_clips[rows[first]]
     longest = int(lengths.max(initial=1))
     width = dataset.store.width

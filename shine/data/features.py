@@ -8,7 +8,7 @@ never finished and is not read.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,17 @@ class Shard:
     vids: tuple[str, ...]
     num_clips: tuple[int, ...]  # of each video
     refused: tuple[str, ...]  # one sentence for each video that was left out
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Shard":
+        """The shard whose `asdict` came back from another process with lists for tuples."""
+        return cls(
+            record["file"],
+            record["sha256"],
+            tuple(record["vids"]),
+            tuple(record["num_clips"]),
+            tuple(record["refused"]),
+        )
 
 
 def read_feature_file(source: Path, vid: str, width: int | None) -> np.ndarray:
