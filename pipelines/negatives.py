@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -29,12 +29,11 @@ from shine.language.tagging import Word, load_tagger
 from shine.language.validation import Judge, propose
 from shine.language.vocabulary import Vocabulary, WordCounts, count_words
 
-if TYPE_CHECKING:
-    from ray import ObjectRef
-
 Progress = Callable[[int, int], None]  # done, total
+References = list[Any]  # to tables in Ray's object store
 
 _VIDEOS_PER_BLOCK: Final = 128
+_MAX_RESTARTS: Final = 3  # of a worker that died
 _WORD: Final = pa.struct([(name, pa.string()) for name in ("text", "space", "pos", "tag", "lemma")])
 _VIDEOS: Final = pa.schema(
     [
@@ -201,7 +200,7 @@ def _tag(
     tagger: str,
     num_workers: int | None,
     on_progress: Callable[[int], None],
-) -> tuple[list["ObjectRef"], Vocabulary, Neighbours]:
+) -> tuple[References, Vocabulary, Neighbours]:
     """References to tables of tagged videos, and what was counted on the way."""
     import ray
 
@@ -220,7 +219,7 @@ def _tag(
 
 
 def _propose(
-    tagged: list["ObjectRef"],
+    tagged: References,
     vocabulary: Vocabulary,
     neighbours: Neighbours,
     config: NegativesConfig,
@@ -244,10 +243,14 @@ def _propose(
 
 
 def _stage(
-    tables: list["ObjectRef"], worker: type, arguments: tuple[Any, ...], num_workers: int | None
+    tables: References,
+    worker: type,
+    arguments: tuple[Any, ...],
+    num_workers: int | None,
 ) -> Iterator[pa.Table]:
     """What workers make of the tables, in their order and as they are ready."""
     import ray.data
+    from ray.exceptions import ActorDiedError
     from ray.util.annotations import RayDeprecationWarning
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -265,10 +268,16 @@ def _stage(
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=1,
-            max_restarts=3,
-            max_task_retries=3,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_RESTARTS,
         )
-    yield from made.iter_batches(batch_size=None, batch_format="pyarrow")
+    try:
+        yield from made.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ActorDiedError:
+        raise RuntimeError(
+            f"a worker that makes hard negatives died {_MAX_RESTARTS + 1} times, most often for "
+            f"want of memory; free some, or run on a larger machine"
+        ) from None
 
 
 def video_tables(annotations: Iterable[Annotation]) -> Iterator[pa.Table]:

@@ -174,7 +174,7 @@ def test_wrong_input_is_told_before_a_cluster_starts(tmp_path):
 
 @pytest.mark.skipif(not CHARADES.is_file(), reason="needs the published Charades-CG files")
 def test_real_captions_get_negatives_free_of_the_published_defects():
-    annotations = read_annotations(CHARADES)
+    annotations = read_annotations(CHARADES)[:2000]
     tag = TagVideos("shine")
     tables = [tag(table) for table in video_tables(annotations)]
     captions = [
@@ -190,12 +190,12 @@ def test_real_captions_get_negatives_free_of_the_published_defects():
         told.setdefault(a.vid, set()).add(normalized(a.query))
     words = {word for texts in told.values() for text in texts for word in text.split()}
 
-    assert len(found) == 8281
+    assert len(found) == 2000
     reasons = [Counter(row["reasons"][level] for row in found.values()) for level in range(3)]
     # Some captions hold two words that can be replaced ("person eats it"): no third level.
     short = reasons[2].pop("too few words to replace")
-    assert short <= 400
-    assert [sum(r.values()) - r[""] for r in reasons] <= [5, 20, 30]
+    assert short <= 120
+    assert [sum(r.values()) - r[""] for r in reasons] <= [5, 10, 15]
 
     faults = Counter()
     for a in annotations:
