@@ -99,7 +99,7 @@ class ProposeNegatives:
         self, video: dict[str, Any], captions: Sequence[Sequence[Word]], number: int
     ) -> NegativeRecord:
         qid, words = video["qids"][number], captions[number]
-        levels = mask_levels(words, self._config.ratios)
+        levels = mask_levels(words, self._config.ratios, self._generator.can_replace)
         sentences, verdicts = propose(
             self._generator, self._judge, words, levels, qid=qid, truths=captions
         )

@@ -39,6 +39,10 @@ class Generator(Protocol):
 
     name: str
 
+    def can_replace(self, word: Word) -> bool:
+        """Whether it knows a word for the place of this one; slots are made of such words."""
+        ...
+
     def propose(
         self,
         words: Sequence[Word],
@@ -72,7 +76,7 @@ class Candidates:
         known = tuple(
             entry
             for entry in vocabulary.entries(kind)
-            if is_content(*kind, entry.lemma) and normalized(entry.form) == entry.form
+            if is_content(*kind, entry.form, entry.lemma) and normalized(entry.form) == entry.form
         )
         usual = [entry for entry in known if _is_usual(vocabulary, kind, entry)]
         self.entries: tuple[Entry, ...] = tuple(usual) if len(usual) >= _ENOUGH else known
@@ -127,6 +131,10 @@ class VocabularyGenerator(ABC):
         self._agree = "a" in vocabulary and "an" in vocabulary
         self._kinds: dict[Kind, Candidates] = {}
 
+    def can_replace(self, word: Word) -> bool:
+        """See `Generator`."""
+        return bool(self._candidates(word).suits(word.lemma).any())
+
     def propose(
         self,
         words: Sequence[Word],
@@ -167,6 +175,12 @@ class VocabularyGenerator(ABC):
     ) -> Scores:
         """How well each candidate fits: log weights of the draw."""
 
+    def _candidates(self, word: Word) -> Candidates:
+        kind = word.pos, word.tag
+        if kind not in self._kinds:
+            self._kinds[kind] = Candidates(self._vocabulary, kind)
+        return self._kinds[kind]
+
     def _ranking(
         self, words: Sequence[Word], slot: int, unknown: frozenset[int], used: set[str], key: str
     ) -> list[Entry]:
@@ -175,13 +189,10 @@ class VocabularyGenerator(ABC):
         Sorting log weights after adding Gumbel noise draws without replacement. So one order serves
         every attempt, and no word is tried twice.
         """
-        original = words[slot]
-        kind = original.pos, original.tag
-        if kind not in self._kinds:
-            self._kinds[kind] = Candidates(self._vocabulary, kind)
-        candidates = self._kinds[kind]
-        possible = candidates.suits(original.lemma).copy()
-        possible[[i for lemma in used for i in candidates.numbers.get(lemma, ())]] = False
+        candidates = self._candidates(words[slot])
+        possible = candidates.suits(words[slot].lemma).copy()
+        numbers = candidates.numbers
+        possible[[i for lemma in used & numbers.keys() for i in numbers[lemma]]] = False
         chosen = np.flatnonzero(possible)
         if not len(chosen):
             return []

@@ -6,7 +6,7 @@ and within one part of speech from left to right: what happens changes first, de
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from shine.data.annotations import normalized
@@ -28,20 +28,34 @@ _CONSONANT_SOUND: Final = re.compile(r"(?:uni(?!n|m)|use|usu|uti|eu|one\b|once\b
 _VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
 
 
-def is_content(pos: str, tag: str, lemma: str) -> bool:
+def is_content(pos: str, tag: str, form: str, lemma: str) -> bool:
     """Whether such a word tells what happens: it may be replaced, and replace another."""
-    return pos in _RANK and tag != "WRB" and lemma not in _FUNCTION
+    return pos in _RANK and tag != "WRB" and _FUNCTION.isdisjoint((form, lemma))
 
 
-def maskable(words: Sequence[Word], least: int = 0) -> tuple[int, ...]:
+def maskable(
+    words: Sequence[Word],
+    least: int = 0,
+    replaceable: Callable[[Word], bool] = lambda word: True,
+) -> tuple[int, ...]:
     """Positions of the words that can be replaced, in the order of masking.
 
     Words written together with others ("book/laptop", "half-eaten") stay, and so do auxiliaries,
     determiners, pronouns, numbers and function words. Persons ("person", "man") are added at the
     end, from left to right, as long as fewer than `least` words were found: who acts rarely tells
     moments apart.
+
+    Args:
+        words: a tagged caption.
+        least: words to find, where persons can help.
+        replaceable: False for words that nothing is known to replace.
     """
-    content = [i for i in apart(words) if is_content(words[i].pos, words[i].tag, words[i].lemma)]
+    content = [
+        i
+        for i in apart(words)
+        if is_content(words[i].pos, words[i].tag, words[i].text.lower(), words[i].lemma)
+        and replaceable(words[i])
+    ]
     persons = [i for i in content if is_person(words[i].lemma)]
     others = sorted(
         (i for i in content if not is_person(words[i].lemma)), key=lambda i: _RANK[words[i].pos]
@@ -78,14 +92,19 @@ def level_sizes(num_words: int, ratios: Sequence[float]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def mask_levels(words: Sequence[Word], ratios: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+def mask_levels(
+    words: Sequence[Word],
+    ratios: Sequence[float],
+    replaceable: Callable[[Word], bool] = lambda word: True,
+) -> tuple[tuple[int, ...], ...]:
     """The slots of each level, in the order of masking; a level starts with those of the one below.
 
     Args:
         words: a tagged caption.
         ratios: rising shares of the maskable words, one per level, least altered first.
+        replaceable: see `maskable`.
     """
-    order = maskable(words, least=len(ratios))
+    order = maskable(words, len(ratios), replaceable)
     return tuple(order[:size] for size in level_sizes(len(order), ratios))
 
 

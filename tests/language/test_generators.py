@@ -138,6 +138,13 @@ def test_a_form_that_ends_in_punctuation_is_no_candidate():
     assert [e.form for e in Candidates(vocabulary, ("NOUN", "NN")).entries] == ["box"]
 
 
+def test_a_generator_says_which_words_it_can_replace():
+    words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
+    for name in ("corpus", "random"):
+        can = [word.text for word in words if make(name).can_replace(word)]
+        assert can == ["man", "opens", "door"]
+
+
 def test_no_word_of_the_kind_leaves_this_and_higher_levels_empty():
     words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
     levels = ((2,), (2, 5), (2, 5, 4))

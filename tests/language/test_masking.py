@@ -97,6 +97,12 @@ def test_words_that_carry_no_action_stay(caption, expected):
     ] == expected.split()
 
 
+def test_words_that_nothing_can_replace_are_passed_over():
+    words = tagged("the/DT person/NN opens/VBZ=open a/DT small/JJ door/NN ./.")
+    slots = mask_levels(words, RATIOS, lambda word: word.text != "opens")[-1]
+    assert [words[slot].text for slot in slots] == ["door", "small", "person"]
+
+
 def test_words_written_together_with_others_stay():
     glued = [
         Word(text, space, pos, tag, text.lower())

@@ -121,6 +121,9 @@ class Stubborn:
         self.sentences = sentences
         self.asked = 0
 
+    def can_replace(self, word):
+        return True
+
     def propose(self, words, levels, *, qid, attempts):
         self.asked += 1
         return (self.sentences[min(attempts[0], len(self.sentences) - 1)],)
