@@ -65,7 +65,9 @@ def run_quickstart(out: Path) -> dict[str, Any]:
         [out / name for name in configs],
         out / "report.html",
         title="SHINE quickstart",
-        note=f"{baseline.train.epochs} epochs, one seed, a few minutes on a laptop",
+        notes=[
+            f"A short run: {baseline.train.epochs} epochs and one seed, a few minutes on a laptop."
+        ],
     )
     return {"report": str(report), "runs": [str(out / name) for name in configs]}
 

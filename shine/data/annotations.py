@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from shine.errors import InputError
 
 Moment = tuple[float, float]  # [start, end] in seconds
+MASK = "<mask>"  # stands for a word in `masked_queries`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     path = Path(path)
     annotations: list[Annotation] = []
     lines: dict[str, int] = {}
-    for number, record in _records(path):
+    for number, record in read_records(path, "annotations"):
         where = f"{path}, line {number}"
         annotation = _annotation(record, where)
         if (first := lines.setdefault(annotation.qid, number)) != number:
@@ -45,6 +46,40 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     if not annotations:
         raise InputError(f"{path}: expected at least one annotation, the file is empty")
     return annotations
+
+
+def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file with the numbers of their lines; blank lines are skipped.
+
+    Args:
+        path: the file.
+        what: it holds, for the message where it cannot be read.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not a JSON object.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}, line {number}: not valid JSON ({error.msg} at column "
+                        f"{error.colno}); expected one object per line"
+                    ) from None
+                if not isinstance(record, dict):
+                    raise InputError(
+                        f"{path}, line {number}: expected an object with named values, got a "
+                        f"{type(record).__name__}"
+                    )
+                yield number, record
+    except OSError as error:
+        raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read {what} {path}: not UTF-8 text") from None
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -77,31 +112,6 @@ def normalized(query: str) -> str:
     """`query` as compared with others: lower case, single blanks, no punctuation at word ends."""
     words = (word.strip(".,!?;:\"'()") for word in query.lower().split())
     return " ".join(word for word in words if word)
-
-
-def _records(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: not valid JSON ({error.msg} at column "
-                        f"{error.colno}); expected one object per line"
-                    ) from None
-                if not isinstance(record, dict):
-                    raise InputError(
-                        f"{path}, line {number}: expected an object with qid, vid, query, duration "
-                        f"and relevant_windows, got a {type(record).__name__}"
-                    )
-                yield number, record
-    except OSError as error:
-        raise InputError(f"cannot read annotations {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read annotations {path}: not UTF-8 text") from None
 
 
 def _annotation(record: dict[str, Any], where: str) -> Annotation:

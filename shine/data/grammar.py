@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
-MASK = "<mask>"
+from shine.data.annotations import MASK
 
 
 class Verb(NamedTuple):

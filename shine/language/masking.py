@@ -9,11 +9,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from shine.data.annotations import normalized
+from shine.data.annotations import MASK, normalized
 from shine.language.lexicon import is_person
 from shine.language.tagging import Word
-
-MASK: Final = "<mask>"
 
 # Order of masking. A particle ("turn on") has the tag RP and counts as a preposition.
 _RANK: Final = {"VERB": 0, "NOUN": 1, "PROPN": 1, "ADJ": 2, "ADP": 3, "ADV": 4}

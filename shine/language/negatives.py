@@ -12,9 +12,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shine.data.annotations import normalized
+from shine.data.annotations import MASK, normalized, read_records
 from shine.errors import InputError
-from shine.language.masking import MASK
 
 FORMAT: Final = "shine-negatives-1"
 _METADATA: Final = b"shine"
@@ -160,7 +159,8 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
     """(place, query id, negatives) of every line that has negatives."""
-    rows = [(where, _checked(row, where)) for where, row in _json_lines(path)]
+    records = read_records(path, "negatives")
+    rows = [(where := f"{path}, line {n}", _checked(row, where)) for n, row in records]
     told: defaultdict[str, set[str]] = defaultdict(set)  # what is true somewhere in each video
     for _, row in rows:
         told[row["vid"]].add(normalized(row["query"]))
@@ -171,26 +171,10 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
             yield where, str(row["qid"]), HardNegatives(queries, valid, source)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", json.loads(line)
-    except OSError as error:
-        raise InputError(f"cannot read negatives {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read negatives {path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    texts = row.get("recomposed_queries") if isinstance(row, dict) else None
+def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
+    texts = row.get("recomposed_queries")
     if (
-        not isinstance(row, dict)
-        or row.get("qid") is None
+        row.get("qid") is None
         or not isinstance(row.get("vid"), str)
         or not isinstance(row.get("query"), str)
         or not isinstance(texts, list | None)

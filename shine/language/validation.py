@@ -7,10 +7,9 @@ captions play a part; test files are read by nobody here.
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from shine.data.annotations import normalized
+from shine.data.annotations import MASK, normalized
 from shine.language.generators import Generator
 from shine.language.lexicon import content, same_meaning, says
-from shine.language.masking import MASK
 from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary
 

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shine.data.annotations import read_annotations
+from shine.data.annotations import MASK, read_annotations
 from shine.data.grammar import (
     ADJECTIVES,
     ADVERBS,
-    MASK,
     NOUNS,
     PLACES,
     PREPOSITIONS,

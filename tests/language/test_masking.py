@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tagged import GRID, KINDS, OPENS, plain, tagged
 
+from shine.data.annotations import MASK
 from shine.language.masking import (
-    MASK,
     article,
     level_sizes,
     mask_levels,
