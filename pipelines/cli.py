@@ -260,7 +260,6 @@ def negatives_generate(
 
     Example: shine negatives generate --config configs/world_shine.yaml negatives.seed=1
     """
-    from cluster.connection import connect
     from pipelines.console import tracked
     from pipelines.negatives import generate
 
@@ -268,7 +267,7 @@ def negatives_generate(
     if settings.data.negatives is None:
         raise InputError("set data.negatives to the file that the negatives go to")
     out = settings.path(settings.data.negatives)
-    with connect(), tracked("hard negatives") as tracker:
+    with tracked("hard negatives") as tracker:
         summary = generate(
             settings,
             source=settings.path(settings.data.train),

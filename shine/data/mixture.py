@@ -59,16 +59,16 @@ class MixtureConfig(Section):
     video_width: Count = 64
     class_pull: Weight = 0.3  # how much concepts of one part of speech resemble each other
     inflection: Weight = 0.25  # length of the offset of a grammatical form, in the text view
-    verb_weight: Weight = 1.0
-    noun_weight: Weight = 1.0
+    verb_weight: Weight = 0.95
+    noun_weight: Weight = 0.95
     adjective_weight: Weight = 0.8
     preposition_weight: Weight = 0.5
     place_weight: Weight = 0.8
     adverb_weight: Weight = 0.8
-    binding: Weight = 1.0  # length of the term that verb and noun make together
+    binding: Weight = 1.15  # length of the term that verb and noun make together
     scene: Weight = 1.0  # length of the constant vector of a video
     clutter: Weight = 0.6  # greatest weight of the stray concept in each clip
-    noise: Weight = 1.2  # expected length of the noise of a clip
+    noise: Weight = 1.5  # expected length of the noise of a clip
 
     @model_validator(mode="after")
     def _maps_keep_concepts_apart(self) -> "MixtureConfig":

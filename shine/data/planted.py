@@ -94,14 +94,14 @@ class WorldConfig(MixtureConfig):
     max_duration: Positive = 40.0
     min_events: Count = 3
     max_events: Count = 6
-    min_moment: Positive = 3.0  # seconds
-    max_moment: Positive = 12.0
+    min_moment: Positive = 2.0  # seconds
+    max_moment: Positive = 10.0
     max_overlap: Share = 0.25  # of the shorter of two events
 
     # Distractors: chances that a video also shows ...
-    same_verb: Share = 0.6  # the verb with another noun
-    same_noun: Share = 0.6  # the noun with another verb
-    twin: Share = 0.3  # both, with one modifier changed
+    same_verb: Share = 0.7  # the verb with another noun
+    same_noun: Share = 0.7  # the noun with another verb
+    twin: Share = 0.5  # both, with one modifier changed
 
     # Sentences.
     modifier_rate: Share = 0.5  # chance that an event has a modifier, each
