@@ -401,3 +401,11 @@ def test_coverage_is_the_filled_share_of_each_clip(duration, clip_seconds, ends)
         expected = max(min(end, right) - max(start, left), 0.0)
         assert 0 <= share <= 1 + 1e-9
         assert abs(share * (right - left) - expected) < 1e-5
+
+
+def test_the_default_world_is_the_frozen_one(tmp_path):
+    """Frozen on 2026-11-21, before SHINE was first run on it: see docs/world.md."""
+    make_world(WorldConfig(), tmp_path)
+    assert world_checksum(tmp_path) == (
+        "3d795b268a8743bad1b9d0e4dc731e7d355d3eb7661517878eb7220bbe5897d2"
+    )
