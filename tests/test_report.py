@@ -4,7 +4,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import yaml
 
 from shine.config import Config
 from shine.errors import InputError
@@ -107,7 +106,7 @@ def make_run(
     seed=0,
     error_seconds=3.0,
     negatives=True,
-    examples=True,
+    examples=False,
     validation=True,
     simulated="planted world, seed 7",
     query="a person opens the box",
@@ -222,7 +221,9 @@ def test_table_holds_the_numbers_of_the_files(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_page_is_well_formed_and_loads_nothing(tmp_path, count):
-    runs = [make_run(tmp_path / f"r{i}", name=f"run {i}", seed=i) for i in range(count)]
+    runs = [
+        make_run(tmp_path / f"r{i}", name=f"run {i}", seed=i, examples=True) for i in range(count)
+    ]
     out = write_report(runs, tmp_path / "report.html", title=NASTY, notes=[NASTY])
     page = read(out)
     assert page.errors == []
@@ -237,9 +238,10 @@ def test_page_is_well_formed_and_loads_nothing(tmp_path, count):
 
 
 def test_texts_of_users_are_shown_and_never_run(tmp_path):
+    shown = {"query": NASTY, "examples": True}
     runs = [
-        make_run(tmp_path / "<b>", name="<img src=x>", query=NASTY, simulated="<i>planted</i>"),
-        make_run(tmp_path / "two", name="$a_b$ & <u>", query=NASTY),
+        make_run(tmp_path / "<b>", name="<img src=x>", simulated="<i>planted</i>", **shown),
+        make_run(tmp_path / "two", name="$a_b$ & <u>", **shown),
     ]
     page = read(write_report(runs, tmp_path / "report.html", commands=["shine <train> && more"]))
     assert page.errors == []
@@ -249,7 +251,7 @@ def test_texts_of_users_are_shown_and_never_run(tmp_path):
 
 
 def test_every_plot_and_table_says_what_it_is(tmp_path):
-    page = read(write_report(make_pair(tmp_path), tmp_path / "report.html"))
+    page = read(write_report(make_pair(tmp_path, examples=True), tmp_path / "report.html"))
     plots = [values for tag, values in page.tags if tag == "svg"]
     assert all(values.get("aria-label") or values.get("aria-hidden") for values in plots)
     assert all("scope" in values for tag, values in page.tags if tag == "th")
@@ -283,7 +285,7 @@ def test_simulated_data_and_notes_are_announced_before_the_results(tmp_path):
 
 
 def test_real_data_without_negatives_validation_or_examples_have_a_page(tmp_path):
-    runs = make_pair(tmp_path, negatives=False, examples=False, validation=False, simulated=None)
+    runs = make_pair(tmp_path, negatives=False, validation=False, simulated=None)
     page = read(write_report(runs, tmp_path / "report.html"))
     assert page.errors == []
     assert page.data == pytest.approx(table_values(runs), abs=0)
@@ -308,14 +310,15 @@ def test_runs_without_intervals_or_with_broken_numbers_have_a_page(tmp_path):
 
 
 def test_altered_words_are_marked_and_shared_ones_are_not(tmp_path):
-    out = write_report([make_run(tmp_path / "run")], tmp_path / "report.html")
+    out = write_report([make_run(tmp_path / "run", examples=True)], tmp_path / "report.html")
     section = out.read_text().split('id="examples"')[1]
     assert "a person <mark>closes</mark> the box" in section
     assert "a <mark>dog</mark> <mark>eats</mark> the <mark>door</mark>" in section
 
 
 def test_examples_stand_side_by_side_and_every_split_gets_its_turn(tmp_path):
-    out = write_report(make_pair(tmp_path), tmp_path / "report.html", max_examples=2)
+    runs = make_pair(tmp_path, examples=True)
+    out = write_report(runs, tmp_path / "report.html", max_examples=2)
     articles = out.read_text().split("<article")[1:]
     assert len(articles) == 2
     assert "Test-trivial" in articles[0]
@@ -332,7 +335,6 @@ def test_only_settings_that_differ_are_compared(tmp_path):
         "loss.intra_weight",
         "loss.inter_weight",
     ]
-    assert yaml.safe_load((tmp_path / "shine" / "config.yaml").read_text())["loss"]
 
 
 def test_data_that_differ_are_said_to_differ(tmp_path):
@@ -352,7 +354,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 
 def test_equal_folders_give_equal_pages(tmp_path):
-    runs = make_pair(tmp_path)
+    runs = make_pair(tmp_path, examples=True)
     pages = [write_report(runs, tmp_path / f"{i}.html").read_bytes() for i in range(2)]
     assert pages[0] == pages[1]
 
