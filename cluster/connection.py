@@ -14,6 +14,7 @@ from shine.errors import InputError
 
 # Read by Ray at import or at start; what the user has set stays.
 _QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # else a line for every way a worker might have failed
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
