@@ -31,6 +31,7 @@ LOSSES = {
     "loss/span": "span: distance of start and end",
     "loss/giou": "generalised IoU",
     "loss/label": "label: is a slot a moment",
+    "loss/aux": "the same three, earlier decoder layers",
     "loss/rank": "rank: clips inside above outside",
     "loss/negative": "negative query towards zero",
     "loss/intra": "coarse, within the video",
@@ -350,10 +351,10 @@ def _overview(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
 
 
 def _loss_curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
-    names = _first_seen(line["train"] for run in runs for line in run.history)
+    names = _ordered((line["train"] for run in runs for line in run.history), LOSSES)
     return [
         (
-            LOSSES.get(name, _plain(name.removeprefix("loss/"))),
+            LOSSES.get(name, _plain(name.removeprefix("loss/")).lower()),
             _curves(runs, lambda line, name=name: line["train"].get(name), f"{name} over epochs"),
         )
         for name in names
@@ -543,11 +544,10 @@ def _first_seen(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
-def _ordered(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All split names: the known ones in the order of `SPLITS`, then the others."""
+def _ordered(mappings: Iterable[Mapping[str, Any]], order: Mapping[str, Any] = SPLITS) -> list[str]:
+    """All keys: those of `order` in its order, then the others as they come."""
     names = _first_seen(mappings)
-    known = [name for name in SPLITS if name in names]
-    return known + [name for name in names if name not in SPLITS]
+    return [name for name in order if name in names] + [n for n in names if n not in order]
 
 
 def _plain(name: str) -> str:

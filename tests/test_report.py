@@ -337,6 +337,17 @@ def test_only_settings_that_differ_are_compared(tmp_path):
     ]
 
 
+def test_runs_that_differ_in_their_seed_alone_are_called_so(tmp_path):
+    sentence = "These runs differ in nothing but their seed"
+    seeds = [
+        make_run(tmp_path / f"seed{i}", seed=i, overrides={"train": {"seed": i}}) for i in range(2)
+    ]
+    assert sentence in read(write_report(seeds, tmp_path / "seeds.html")).text
+    page = read(write_report(make_pair(tmp_path), tmp_path / "report.html")).text
+    assert sentence not in page
+    assert "Each run is one training with one seed" in page
+
+
 def test_data_that_differ_are_said_to_differ(tmp_path):
     runs = make_pair(tmp_path)
     assert "The data differ" not in read(write_report(runs, tmp_path / "a.html")).text
