@@ -57,14 +57,15 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
         except (ConnectionError, AuthenticationError) as error:
             raise InputError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
     else:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, min_cpus),
-            include_dashboard=False,
-            object_store_memory=_LOCAL_OBJECT_STORE,
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
+        with _silent_stderr():
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, min_cpus),
+                include_dashboard=False,
+                object_store_memory=_LOCAL_OBJECT_STORE,
+                _node_ip_address="127.0.0.1",
+                **options,
+            )
     try:
         yield
     finally:
@@ -77,3 +78,16 @@ def _authenticate_locally() -> None:
     if os.environ["RAY_AUTH_MODE"] == "token" and not known:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what native code prints on standard error, such as the log level that it was given."""
+    saved = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

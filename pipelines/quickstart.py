@@ -68,6 +68,7 @@ def run_quickstart(out: Path) -> dict[str, Any]:
         notes=[
             f"A short run: {baseline.train.epochs} epochs and one seed, a few minutes on a laptop."
         ],
+        commands=["shine quickstart"],
     )
     return {"report": str(report), "runs": [str(out / name) for name in configs]}
 
