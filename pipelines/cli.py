@@ -106,11 +106,18 @@ def _root(
 
 
 @app.command()
-def quickstart(out: OutFolder = Path("runs/quickstart"), as_json: AsJson = False) -> None:
-    """The whole story on a planted world: negatives, two trainings, a report."""
+def quickstart(
+    overrides: Overrides = None,
+    out: OutFolder = Path("runs/quickstart"),
+    as_json: AsJson = False,
+) -> None:
+    """The whole story on a planted world: negatives, two trainings, a report.
+
+    Example: shine quickstart --out runs/longer train.epochs=30 train.drop_epoch=22
+    """
     from pipelines.quickstart import run_quickstart
 
-    result = run_quickstart(out)
+    result = run_quickstart(out, overrides=overrides or ())
     _show(result, as_json, f"\nOpen {result['report']} in a browser.")
 
 

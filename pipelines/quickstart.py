@@ -1,5 +1,6 @@
 """The whole story in one command: world, negatives, two trainings, evaluation, report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from pipelines.console import console, evaluation_table, tracked, training_note
 from pipelines.features import pack
 from pipelines.negatives import generate
 from pipelines.train import train_run
-from shine.config import Config, load_config
+from shine.config import load_config
 from shine.data.planted import WorldConfig, make_world
 from shine.evaluation import evaluate_run
 from shine.report import write_report
@@ -16,7 +17,9 @@ from shine.report import write_report
 RUNS = {"baseline": "quickstart.yaml", "shine": "quickstart_shine.yaml"}
 
 
-def run_quickstart(out: Path) -> dict[str, Any]:
+def run_quickstart(
+    out: Path, *, planted: WorldConfig | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """`out` holds a planted world, a baseline and a SHINE run on it, and `report.html`.
 
     Calls what the commands of the same names call. Started again, it continues where it was
@@ -24,16 +27,24 @@ def run_quickstart(out: Path) -> dict[str, Any]:
 
     Args:
         out: folder to write.
+        planted: another world than the frozen one.
+        overrides: of both configurations, as `section.key=value`.
 
     Returns:
         The paths of the report and of the runs.
+
+    Raises:
+        InputError: an override is wrong, or `out` holds a run of another configuration.
     """
     world = out / "world"
-    configs = {name: quickstart_config(file, world) for name, file in RUNS.items()}
+    configs = {
+        name: load_config(config_folder() / file, [f"data.root={world}", *overrides])
+        for name, file in RUNS.items()
+    }
     baseline = configs["baseline"]
     console.print(f"A short run on a simulated world; everything goes to {out}", highlight=False)
     with tracked("planted world") as tracker:
-        make_world(WorldConfig(), world)
+        make_world(planted or WorldConfig(), world)
         tracker.update(1, 1)
     with connect():
         with tracked("packing features") as tracker:
@@ -71,11 +82,6 @@ def run_quickstart(out: Path) -> dict[str, Any]:
         commands=["shine quickstart"],
     )
     return {"report": str(report), "runs": [str(out / name) for name in configs]}
-
-
-def quickstart_config(file: str, world: Path) -> Config:
-    """A configuration of the quickstart on the world in `world`."""
-    return load_config(config_folder() / file, [f"data.root={world}"])
 
 
 def config_folder() -> Path:
