@@ -5,7 +5,6 @@ Every choice is drawn from (seed, query id, level, slot), so the file is the sam
 workers and any order of arrival.
 """
 
-import hashlib
 import logging
 import warnings
 from collections import Counter
@@ -21,6 +20,7 @@ from cluster.size import data_workers
 from shine.config import Config, NegativesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.errors import InputError
+from shine.files import sha256
 from shine.language.generators import build_generator
 from shine.language.masking import mask_levels, masked_query
 from shine.language.negatives import SCHEMA, NegativeRecord, write_negatives
@@ -179,7 +179,7 @@ def generate(
             "ratios": list(config.negatives.ratios),
             "seed": config.negatives.seed,
             "tagger": f"{tagger.name} {tagger.version}",
-            "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+            "source_sha256": sha256(source),
             "vocabulary_sha256": vocabulary.checksum,
         }
         summary = _Summary(len(config.negatives.ratios))

@@ -15,6 +15,7 @@ from shine.data.dataset import Dataset
 from shine.data.loading import Source
 from shine.engine import Predictions, local_device, predict
 from shine.errors import InputError
+from shine.files import write_whole
 from shine.language.negatives import HardNegatives, read_negatives
 from shine.metrics.summary import Answers, Evaluation, evaluate_splits
 from shine.models import build_model
@@ -65,8 +66,8 @@ def evaluate_run(folder: Path) -> Evaluation:
         negatives=_made_by(negatives),
         resamples=config.evaluate.bootstrap,
     )
-    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
-    (folder / "examples.json").write_text(json.dumps(examples) + "\n")
+    write_whole(folder / "examples.json", json.dumps(examples) + "\n")
+    write_whole(folder / "evaluation.json", json.dumps(evaluation, indent=1) + "\n")
     return evaluation
 
 

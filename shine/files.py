@@ -12,8 +12,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     building = path.with_name(path.name + ".part")
-    building.write_bytes(data)
-    os.replace(building, path)
+    try:
+        building.write_bytes(data)
+        os.replace(building, path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

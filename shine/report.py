@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from shine import figures
 from shine.errors import InputError
+from shine.files import write_whole
 from shine.metrics.recall import METRICS, top1_iou
 from shine.metrics.summary import Comparison, Evaluation, Interval, compare
 
@@ -136,7 +137,7 @@ def write_report(
         )
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    write_whole(out, page)
     return out
 
 

@@ -25,6 +25,7 @@ def test_a_write_that_is_stopped_leaves_the_old_content(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_whole(path, "new")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_checksum_is_that_of_the_bytes(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -368,6 +369,20 @@ def test_equal_folders_give_equal_pages(tmp_path):
     runs = make_pair(tmp_path, examples=True)
     pages = [write_report(runs, tmp_path / f"{i}.html").read_bytes() for i in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_a_stopped_write_leaves_the_older_page(tmp_path, monkeypatch):
+    runs = make_pair(tmp_path)
+    path = write_report(runs, tmp_path / "report.html")
+    before = path.read_bytes()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(runs[:1], path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("missing", ["run.json", "evaluation.json", "config.yaml"])

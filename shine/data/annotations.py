@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shine.errors import InputError
+from shine.files import write_whole
 
 Moment = tuple[float, float]  # [start, end] in seconds
 MASK = "<mask>"  # stands for a word in `masked_queries`
@@ -84,8 +85,8 @@ def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """`records` stand in `path`, one JSON object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_whole(path, "".join(lines))
 
 
 def to_record(annotation: Annotation) -> dict[str, Any]:

@@ -5,7 +5,6 @@ A store is a folder: `shard-*.arrow` (uncompressed Arrow IPC, the clips of many 
 never finished and is not read.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from shine.config import FeaturesConfig
 from shine.errors import InputError
+from shine.files import sha256, write_whole
 
 MANIFEST = "manifest.json"
 _VIDEOS = "videos.parquet"
@@ -155,9 +155,7 @@ def write_manifest(
         "videos_sha256": sha256(folder / _VIDEOS),
         "shards": {shard.file: shard.sha256 for shard in shards},
     }
-    temporary = folder / f".{MANIFEST}.{os.getpid()}"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    temporary.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
@@ -269,9 +267,3 @@ class FeatureStore:
                 f"features.source and pack again"
             )
         return self._place[vid]
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from shine.config import Count, Positive, Section, Weight
 from shine.errors import InputError
+from shine.files import sha256, write_whole
 
 DECIMALS = 4  # of stored features and word vectors
 MANIFEST = "world.json"
@@ -229,11 +230,6 @@ def write_word_vectors(path: Path, vectors: Mapping[str, ndarray]) -> None:
     pq.write_table(pa.table({"word": pa.array(words), "vector": column}), path)
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def clear_world(out: Path) -> None:
     """`out` is a folder with an empty `features`; every file of an earlier world there is gone.
 
@@ -267,7 +263,7 @@ def write_manifest(out: Path, manifest: dict[str, Any], files: Iterable[str]) ->
     """`world.json` stands in `out`, with the checksums of `files`; returns it as it reads back."""
     sums = {name: sha256(out / name) for name in files}
     text = json.dumps({**manifest, "checksums": sums}, indent=1)
-    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    write_whole(out / MANIFEST, text + "\n")
     return json.loads(text)
 
 

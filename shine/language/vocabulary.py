@@ -6,7 +6,6 @@ that its training captions do not have.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from shine.errors import InputError
+from shine.files import write_whole
 from shine.language.masking import apart
 from shine.language.tagging import Word
 
@@ -95,9 +95,7 @@ class Vocabulary:
     def save(self, path: Path) -> None:
         """The vocabulary stands in `path` as JSON with its checksum; a reader never sees half."""
         document = {"format": _FORMAT, "sha256": self.checksum, "words": self._table()}
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

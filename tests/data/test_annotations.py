@@ -32,6 +32,19 @@ def test_a_record_reads_as_an_annotation_and_back(tmp_path):
     assert read(tmp_path, to_record(annotation)) == [annotation]
 
 
+def test_a_failed_write_leaves_the_older_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [GOOD])
+
+    def failing():
+        yield {**GOOD, "qid": 2}
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_jsonl(path, failing())
+    assert [row.qid for row in read_annotations(path)] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
