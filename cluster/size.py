@@ -1,16 +1,22 @@
 """What the connected cluster has, and what fits on it."""
 
+import os
+
 from shine.errors import InputError
 
 
 def check_workers(num_workers: int, *, gpu: bool) -> None:
-    """Training workers of one CPU (and one GPU) each can be placed on the connected cluster.
+    """Training workers of one CPU (and one GPU) each can be placed on the local cluster.
+
+    One that `RAY_ADDRESS` names may grow when work waits, so nothing is refused there.
 
     Raises:
         InputError: they cannot; the sentence has the arithmetic.
     """
     import ray
 
+    if os.environ.get("RAY_ADDRESS"):
+        return
     total = ray.cluster_resources()
     for kind, wanted in (("CPU", num_workers), ("GPU", num_workers if gpu else 0)):
         has = int(total.get(kind, 0))

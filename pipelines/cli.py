@@ -8,9 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
-from shine.config import load_config, load_section
+from pipelines.settings import load_settings
+from shine.config import load_section
 from shine.errors import InputError
 
 app = typer.Typer(
@@ -45,7 +47,12 @@ app.add_typer(world, name="world")
 app.add_typer(negatives, name="negatives")
 app.add_typer(features, name="features")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Run configuration, YAML.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Run configuration, YAML: a file, or the name of one that ships."
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", show_default=False)
 ]
@@ -56,38 +63,47 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
+
 def main() -> None:
     """Runs the command line; exits with 0 done, 1 failed, 2 wrong input."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for package in ("shine", "pipelines", "cluster"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        app()
+        status = app(standalone_mode=False)
     except InputError as error:
         _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop("stopped; run the same command again to continue", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("SHINE_DEBUG"):
             raise
         _stop(f"{type(error).__name__}: {error} (SHINE_DEBUG=1 shows where)", 1)
+    if status == _INTERRUPTED:
+        _stop("stopped; run the same command again to continue", status)
+    sys.exit(status)
 
 
 def _stop(sentence: str, status: int) -> None:
-    from pipelines.console import errors
+    from pipelines.console import console
 
-    errors.print(f"shine: {sentence}", style="bold red", markup=False, highlight=False)
+    console.print(
+        f"shine: {sentence}", style="bold red", markup=False, highlight=False, soft_wrap=True
+    )
     sys.exit(status)
 
 
 def _show(result: Any, as_json: bool, *lines: Any) -> None:
-    from pipelines.console import console
+    from pipelines.console import results
 
     if as_json:
         print(json.dumps(result))  # noqa: T201
     else:
         for line in lines:
-            console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+            results.print(line, highlight=False, soft_wrap=isinstance(line, str))
 
 
 def _version(asked: bool) -> None:
@@ -135,7 +151,7 @@ def train(
     from pipelines.console import tracked, training_note
     from pipelines.train import train_run
 
-    settings = load_config(config, overrides or ())
+    settings = load_settings(config, overrides)
     with tracked(f"training {out.name}") as tracker:
         run = train_run(
             settings,
@@ -211,7 +227,7 @@ def data_split(
     train: Annotated[Path, typer.Argument(help="Annotation file of training queries.")],
     out: OutFolder = Path("runs/split"),
     rows: Annotated[int, typer.Option(help="Queries of each validation split, about.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of the choice of pairs and videos.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of pairs and videos.")] = 0,
     tagger: Annotated[str, typer.Option(help="Pipeline that reads verbs and nouns.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -220,14 +236,17 @@ def data_split(
     Example: shine data split charades_cg_train.jsonl --out runs/charades
     """
     from shine.data.annotations import read_annotations, to_record, write_jsonl
-    from shine.data.split import carve_validation
+    from shine.data.split import Carved, carve_validation
     from shine.language.tagging import load_tagger
 
+    targets = {name: out / f"{name}.jsonl" for name in Carved._fields}
+    if train.resolve() in [target.resolve() for target in targets.values()]:
+        raise InputError(f"{train} would be overwritten by its own split; name another --out")
     carved = carve_validation(read_annotations(train), load_tagger(tagger), rows=rows, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     counts = {}
     for name, part in carved._asdict().items():
-        write_jsonl(out / f"{name}.jsonl", map(to_record, part))
+        write_jsonl(targets[name], map(to_record, part))
         counts[name] = len(part)
     _show(counts, as_json, f"{out}: {counts}")
 
@@ -243,7 +262,7 @@ def features_pack(
     from pipelines.console import tracked
     from pipelines.features import pack
 
-    settings = load_config(config, overrides or ())
+    settings = load_settings(config, overrides)
     with tracked("packing features") as tracker:
         manifest = pack(settings, tracker.update)
     refused = manifest["refused"]
@@ -270,7 +289,7 @@ def negatives_generate(
     from pipelines.console import tracked
     from pipelines.negatives import generate
 
-    settings = load_config(config, overrides or ())
+    settings = load_settings(config, overrides)
     if settings.data.negatives is None:
         raise InputError("set data.negatives to the file that the negatives go to")
     out = settings.path(settings.data.negatives)

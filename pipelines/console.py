@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console()
-errors = Console(stderr=True)
+results = Console()  # what a command was asked for
+console = Console(stderr=True)  # progress and mistakes
 
 _QUIET_SECONDS = 5.0  # between two plain lines
 

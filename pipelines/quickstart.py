@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connection import connect
-from pipelines.console import console, evaluation_table, tracked, training_note
+from pipelines.console import console, evaluation_table, results, tracked, training_note
 from pipelines.features import pack
 from pipelines.negatives import generate
+from pipelines.settings import config_folder
 from pipelines.train import train_run
 from shine.config import load_config
 from shine.data.planted import WorldConfig, make_world
@@ -38,7 +39,7 @@ def run_quickstart(
     """
     world = out / "world"
     configs = {
-        name: load_config(config_folder() / file, [f"data.root={world}", *overrides])
+        name: load_config(config_folder() / file, overrides).rooted(world)
         for name, file in RUNS.items()
     }
     baseline = configs["baseline"]
@@ -71,7 +72,7 @@ def run_quickstart(
         for done, name in enumerate(configs, start=1):
             evaluations[name] = evaluate_run(out / name)
             tracker.update(done, len(configs))
-    console.print(evaluation_table(evaluations))
+    results.print(evaluation_table(evaluations))
     report = write_report(
         [out / name for name in configs],
         out / "report.html",
@@ -82,9 +83,3 @@ def run_quickstart(
         commands=["shine quickstart"],
     )
     return {"report": str(report), "runs": [str(out / name) for name in configs]}
-
-
-def config_folder() -> Path:
-    """Where `configs/` is: beside the packages in a source tree, inside this one installed."""
-    here = Path(__file__).parent
-    return installed if (installed := here / "configs").is_dir() else here.parent / "configs"

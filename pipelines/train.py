@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from cluster.connection import connect
 from cluster.size import check_workers
 from shine.config import Config
-from shine.data.features import MANIFEST, sha256
+from shine.data.features import MANIFEST
 from shine.data.loading import Source
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
+from shine.files import sha256, write_whole
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+ENVIRONMENT_FILE = "environment.json"
 OnRecord = Callable[[Mapping[str, Any]], None]  # one line of metrics.jsonl
 _PACKAGES = ("torch", "ray", "numpy", "spacy", "pyarrow", "safetensors")
 
@@ -99,9 +101,10 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
         InputError: data or configuration are wrong; found before a worker starts where possible.
         RuntimeError: a worker failed more often than `train.max_failures` allows.
     """
-    config = with_absolute_root(config)
+    config = config.rooted(Path(config.data.root))
     folder = folder.resolve()
-    run = _begin(config, folder)
+    checksums = _checksums(config)
+    run = _begin(config, folder, checksums)
     if run.get("status") == "finished":
         return run
     source = Source.open(config)
@@ -112,8 +115,11 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
             dataset.num_clamped,
             len(dataset),
         )
-    _write_json(folder / "environment.json", _environment(config, source))
-    _write_json(folder / RUN_FILE, {"name": folder.name, "status": "running", "best": None})
+    if not run:
+        source.store.verify()
+        environment = _environment(config, checksums, source.store.simulated)
+        _write_json(folder / ENVIRONMENT_FILE, environment)
+        _write_json(folder / RUN_FILE, {"name": folder.name, "status": "running", "best": None})
     with _follow(folder / METRICS_FILE, on_record):
         if config.train.num_workers == 0:
             kept = _train_here(config, folder)
@@ -133,12 +139,6 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
     }
     _write_json(folder / RUN_FILE, run)
     return run
-
-
-def with_absolute_root(config: Config) -> Config:
-    """`config` such that its files are found from any working directory."""
-    root = str(Path(config.data.root).resolve())
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
 
 
 def _train_here(config: Config, folder: Path) -> list[dict[str, Any]]:
@@ -194,32 +194,51 @@ def _translated(failures: Mapping[int, Exception]) -> Exception:
     return RuntimeError(f"worker {rank} failed: {type(cause).__name__}: {cause}")
 
 
-def _begin(config: Config, folder: Path) -> dict[str, Any]:
-    """The folder belongs to this configuration; returns what its `run.json` says, if anything.
+def _begin(config: Config, folder: Path, checksums: Mapping[str, str]) -> dict[str, Any]:
+    """The folder belongs to this configuration and data; returns its `run.json`, empty at first.
 
     Raises:
-        InputError: it holds a run of another configuration, or cannot be written.
+        InputError: it holds a run of another configuration or of other data, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         saved = folder / "config.yaml"
-        if saved.exists() and saved.read_text() != config.to_yaml():
+        if not saved.exists():
+            write_whole(saved, config.to_yaml())
+        elif saved.read_text() != config.to_yaml():
             raise InputError(
                 f"{folder} holds a run of another configuration (see its config.yaml); choose "
                 f"another --out"
             )
-        saved.write_text(config.to_yaml())
+        run = folder / RUN_FILE
+        if not run.exists():
+            return {}
+        before = json.loads((folder / ENVIRONMENT_FILE).read_text())["checksums"]
     except OSError as error:
-        raise InputError(f"cannot write the run folder {folder}: {error.strerror}") from None
-    run = folder / RUN_FILE
-    return json.loads(run.read_text()) if run.exists() else {}
+        raise InputError(f"cannot use the run folder {folder}: {error.strerror}") from None
+    changed = sorted(
+        n for n in before.keys() | checksums.keys() if before.get(n) != checksums.get(n)
+    )
+    if changed:
+        raise InputError(
+            f"{folder} holds a run on other data: {', '.join(changed)} changed since it began; "
+            f"restore the data or choose another --out"
+        )
+    return json.loads(run.read_text())
 
 
-def _environment(config: Config, source: Source) -> dict[str, Any]:
+def _checksums(config: Config) -> dict[str, str]:
+    """SHA-256 of every file that the run and its evaluation read, by configured name."""
     data = config.data
-    files = [data.train, *data.validation.values(), *data.tests.values()]
-    paths = [config.path(file) for file in (*files, data.negatives) if file]
-    paths.append(config.path(config.features.store) / MANIFEST)
+    names = [data.train, *data.validation.values(), *data.tests.values()]
+    names += [data.negatives if config.loss.num_hard_negatives else None]
+    names += [config.text.word_vectors, f"{config.features.store}/{MANIFEST}"]
+    return {name: sha256(path) for name in names if name and (path := config.path(name)).is_file()}
+
+
+def _environment(
+    config: Config, checksums: Mapping[str, str], simulated: str | None
+) -> dict[str, Any]:
     return {
         "shine": version("shine-grounding"),
         "git": _git_commit(),
@@ -227,40 +246,40 @@ def _environment(config: Config, source: Source) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version(name) for name in _PACKAGES},
         "seed": config.train.seed,
-        "checksums": {path.name: sha256(path) for path in paths if path.is_file()},
-        "simulated": source.store.simulated,
+        "checksums": dict(checksums),
+        "simulated": simulated,
     }
 
 
 def _git_commit() -> str | None:
     """The commit of the source tree this runs from; None for an installed package."""
+    tree = Path(__file__).parents[1]
+    if not (tree / ".git").exists():
+        return None
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextmanager
 def _follow(path: Path, on_record: OnRecord) -> Iterator[None]:
     """Inside, `on_record` is called with every line that is added to `path`."""
     done = threading.Event()
-    seen = len(path.read_text().splitlines()) if path.exists() else 0
+    seen = len(_whole_lines(path))
 
     def read(seen: int) -> int:
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        for line in lines[seen:]:
+        lines = _whole_lines(path)
+        start = min(seen, len(lines))  # a run that continues cuts lines of epochs it repeats
+        for line in lines[start:]:
             on_record(json.loads(line))
-        return max(seen, len(lines))
+        return len(lines)
 
     def poll() -> None:
         nonlocal seen
@@ -275,3 +294,7 @@ def _follow(path: Path, on_record: OnRecord) -> Iterator[None]:
         done.set()
         thread.join()
         read(seen)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return path.read_text().split("\n")[:-1] if path.exists() else []

@@ -24,7 +24,6 @@ class Position:
     """How far a run has come."""
 
     step: int = 0  # optimiser steps taken
-    best_score: float | None = None
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, at: Position) -> None:

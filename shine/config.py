@@ -38,7 +38,7 @@ class DataConfig(Section):
     # Splits that choose the checkpoint, carved from training videos. None: the published protocol
     # (train on every row, keep the last epoch).
     validation: dict[str, str] = {}
-    tests: dict[str, str] = {}  # read by `shine evaluate` and `shine negatives audit` alone
+    tests: dict[str, str] = {}  # never used for fitting or selection
     negatives: str | None = None  # hard negatives of the training queries; None: those in `train`
     max_moments: Annotated[int, Field(ge=1, le=5)] = 5  # further moments of a training row are cut
 
@@ -50,7 +50,7 @@ class NegativesConfig(Section):
     # Share of the maskable words that a level masks; least altered first. Charades-CG of the paper.
     ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
     tagger: str = "auto"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("ratios")
     @classmethod
@@ -149,7 +149,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The optimisation and the workers that share it. Results do not depend on `num_workers`."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 200
     batch_size: Count = 32  # of the whole run, not of a worker
     learning_rate: Positive = 1e-4
@@ -188,6 +188,11 @@ class Config(Section):
     def path(self, name: str) -> Path:
         """The file that a relative name of this configuration means."""
         return Path(self.data.root) / name
+
+    def rooted(self, root: Path) -> "Config":
+        """The same configuration with its files in `root`, found from any working directory."""
+        data = self.data.model_copy(update={"root": str(root.resolve())})
+        return self.model_copy(update={"data": data})
 
     def to_yaml(self) -> str:
         """Every value, defaults included, as a file that `load_config` reads back."""

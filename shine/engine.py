@@ -27,6 +27,8 @@ from shine.data.batch import Batch
 from shine.data.dataset import Dataset, collate, collate_inputs
 from shine.data.loading import Source
 from shine.data.sampler import epoch_batches
+from shine.errors import InputError
+from shine.files import write_whole
 from shine.losses.criterion import Criterion
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
@@ -92,9 +94,7 @@ class LocalBackend:
         entries.append({"name": name, "score": record["score"], "epoch": record["epoch"]})
         best = max(entries, key=lambda e: -math.inf if e["score"] is None else e["score"])
         kept = [e for e in entries if e is best or e is entries[-1]]
-        temporary = self._index.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept) + "\n")
-        temporary.replace(self._index)
+        write_whole(self._index, json.dumps(kept) + "\n")
         for entry in entries:
             if entry not in kept:
                 shutil.rmtree(self._folder / entry["name"], ignore_errors=True)
@@ -110,8 +110,14 @@ class LocalBackend:
 
 
 def local_device(settings: TrainConfig) -> torch.device:
-    """A GPU of this machine if the run wants one and there is one, else the CPU."""
-    return torch.device("cuda" if settings.gpu and torch.cuda.is_available() else "cpu")
+    """Where a process of its own computes: a GPU if the run has one, else the CPU.
+
+    Raises:
+        InputError: the run has a GPU and this machine has none.
+    """
+    if settings.gpu and not torch.cuda.is_available():
+        raise InputError("train.gpu=true, but PyTorch finds no GPU here; set train.gpu=false")
+    return torch.device("cuda" if settings.gpu else "cpu")
 
 
 def checkpoint_name(step: int) -> str:
@@ -168,17 +174,16 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
         )
         wrapped.train()
         totals: dict[str, Tensor] = {}
-        first = position.step % steps  # not 0 where a run continues inside an epoch
-        for index in range(first, steps):
+        for global_batch in batches:
             seed_step(settings.seed, position.step, backend.rank)
             batch = collate(
-                dataset, batches[index], rank=backend.rank, world_size=backend.world_size
+                dataset, global_batch, rank=backend.rank, world_size=backend.world_size
             ).to(backend.device)
             parts = train_step(wrapped, criterion, optimizer, batch, settings.clip_norm)
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0.0) + value
-            position = Position(position.step + 1, position.best_score)
-        losses = _mean_losses(totals, steps - first, backend)
+            position = Position(position.step + 1)
+        losses = _mean_losses(totals, steps, backend)
         if not math.isfinite(losses["loss/total"]):
             raise FloatingPointError(
                 f"the loss is {losses['loss/total']} in epoch {epoch + 1}; lower "
@@ -191,7 +196,6 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
             name: evaluate(model, split, config, backend) for name, split in validation.items()
         }
         score = selection_score(scores)
-        position = Position(position.step, _better(position.best_score, score))
         record = {
             "epoch": epoch + 1,
             "step": position.step,
@@ -330,9 +334,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int):
         self._path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # whole lines alone
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        write_whole(path, "".join(line + "\n" for line in kept))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """The record is the last line."""
@@ -344,7 +348,3 @@ def _mean_losses(totals: dict[str, Tensor], steps: int, backend: Backend) -> dic
     """Epoch means over steps and workers, in one exchange."""
     stacked = backend.sum(torch.stack(list(totals.values()))) / (steps * backend.world_size)
     return dict(zip(totals, stacked.tolist(), strict=True))
-
-
-def _better(best: float | None, score: float | None) -> float | None:
-    return score if best is None or (score is not None and score > best) else best

@@ -63,7 +63,7 @@ class Dataset:
         num_clips = np.array([store.num_clips(annotation.vid) for annotation in annotations])
         moments, moment_mask = _pad_moments([row[:max_moments] for row in clamped])
         clip_seconds = _clip_seconds(durations, num_clips, store.manifest["clip_seconds"])
-        inside = _inside(moments, moment_mask, clip_seconds, num_clips)
+        inside = _inside(*_pad_moments(clamped), clip_seconds, num_clips)  # of cut moments too
 
         found = [(negatives or {}).get(annotation.qid) for annotation in annotations]
         queries = [

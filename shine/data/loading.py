@@ -75,11 +75,13 @@ class Source:
         data = self.config.data
         path = self.config.path(data.negatives or data.train)
         negatives = read_negatives(path)
-        found = sum(annotation.qid in negatives for annotation in annotations)
-        if not found:
+        wanted = self.config.loss.num_hard_negatives
+        rows = [negatives[a.qid] for a in annotations if a.qid in negatives]
+        levels = max((len(row.queries) for row in rows), default=0)
+        if levels < wanted:
             raise InputError(
-                f"{path}: expected hard negatives of the queries in {data.train} "
-                f"(loss.fine_weights asks for {self.config.loss.num_hard_negatives} levels), found "
-                f"none; make them with `shine negatives generate --config ...`"
+                f"{path}: expected {wanted} levels of hard negatives of the queries in "
+                f"{data.train}, one less than loss.fine_weights has values; found {levels}; make "
+                f"them with `shine negatives generate --config ...`"
             )
         return negatives

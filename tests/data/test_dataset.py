@@ -160,3 +160,12 @@ def test_missing_things_are_told_before_training(root, tmp_path):
                         "relevant_windows": [[0, 1]]}])  # fmt: skip
     with pytest.raises(InputError, match="negatives"):
         Source.open(tiny_config(root, f"data.train={path}")).training()
+
+
+def test_clips_of_moments_beyond_the_most_are_no_outside_clips(root, tmp_path):
+    def six(record):
+        record.update(duration=19.0, relevant_windows=[[float(i), i + 0.5] for i in range(6)])
+
+    dataset = Source.open(rewritten(root, tmp_path, six)).training()
+    assert dataset.moment_mask[0].sum() == 5
+    assert dataset.inside[0].sum() == 6

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -49,7 +50,7 @@ def test_train_and_evaluate_end_to_end_with_json(shine, config, tmp_path):
     run = tmp_path / "runs" / "tiny"
     status, out, _ = shine("train", "--config", config, "--out", run, "--json")
     assert status == 0
-    assert json.loads(out.splitlines()[-1])["status"] == "finished"
+    assert json.loads(out)["status"] == "finished"
     status, out, _ = shine("evaluate", run, "--json")
     assert status == 0
     assert json.loads(out)["splits"]["test_trivial"]["num_queries"] == 4
@@ -65,13 +66,19 @@ def test_train_and_evaluate_end_to_end_with_json(shine, config, tmp_path):
         (["features.width=9"], "expected clips of 9 columns"),
         (["epochs"], "section.key=value"),
         (["data.negatives=none.parquet"], "cannot read negatives"),
+        (["loss.fine_weights=[1,1,1,1,1]", "loss.fine_margins=[1,1,1,1,1]"], "expected 4 levels"),
+        (["train.seed=-1"], "train.seed"),
+        (["train.gpu=true"], "PyTorch finds no GPU"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_status_2(shine, config, tmp_path, arguments, says):
     status, _, err = shine("train", "--config", config, "--out", tmp_path / "r", *arguments)
     assert status == 2
     assert says in err
-    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+
+
+BAD = {"qid": "bad", "vid": "v0", "query": "a", "duration": 8, "relevant_windows": [[1, 2]],
+       "recomposed_queries": ["b", "c", "d"]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -80,17 +87,34 @@ def test_wrong_input_is_one_sentence_and_status_2(shine, config, tmp_path, argum
         ({"relevant_windows": [[3, 3]]}, "line 1, query bad: the moment [3.0, 3.0] is empty"),
         ({"relevant_windows": [[3, 1]]}, "is reversed"),
         ({"relevant_windows": [[8, 9]]}, "starts at or after the end of its video"),
-        ({"vid": "gone", "recomposed_queries": ["b", "c", "d"]}, "does not hold video gone"),
+        ({"vid": "gone"}, "does not hold video gone"),
     ],
 )
-def test_a_wrong_annotation_stops_training_before_ray(shine, config, tmp_path, change, says):
-    record = {"qid": "bad", "vid": "v0", "query": "a", "duration": 8, "relevant_windows": [[1, 2]]}
+def test_a_wrong_annotation_is_told(shine, config, tmp_path, change, says):
     path = tmp_path / "train.jsonl"
-    write_jsonl(path, [record | change])
+    write_jsonl(path, [BAD | change])
     status, _, err = shine("train", "--config", config, "--out", tmp_path / "r",
                            f"data.train={path}", "train.num_workers=2")  # fmt: skip
     assert status == 2
     assert says in err
+
+
+def test_mistakes_in_the_data_are_found_without_ray(config, tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, [BAD | {"vid": "gone"}])
+    code = f"""
+import sys
+from pipelines.cli import main
+sys.argv = ["shine", "train", "--config", {str(config)!r}, "--out", {str(tmp_path / "r")!r},
+            "data.train={path}", "train.num_workers=2"]
+try:
+    main()
+finally:
+    print("ray" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "False")
+    assert "does not hold video gone" in done.stderr
 
 
 def test_an_empty_split_is_wrong_input(shine, config, tmp_path):
@@ -111,6 +135,60 @@ def test_a_failed_training_is_status_1(shine, config, tmp_path):
                            "train.learning_rate=1e30", "train.epochs=5")  # fmt: skip
     assert status == 1
     assert "FloatingPointError: the loss is" in err
+
+
+def test_interrupted_is_told_with_status_130(shine, config, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.train.train_run", interrupted)
+    status, _, err = shine("train", "--config", config, "--out", tmp_path / "r")
+    assert (status, "run the same command again" in err) == (130, True)
+
+
+def test_a_run_on_changed_data_is_refused(shine, root, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    config = tmp_path / "run.yaml"
+    config.write_text(tiny_config(data).to_yaml())
+    command = ("train", "--config", config, "--out", tmp_path / "r")
+    assert shine(*command)[0] == 0
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    status, _, err = shine(*command)
+    assert status == 2
+    assert "holds a run on other data: train.jsonl changed since it began" in err
+
+
+def test_a_split_never_overwrites_its_source(shine, root, tmp_path):
+    source = tmp_path / "train.jsonl"
+    shutil.copy(root / "train.jsonl", source)
+    before = source.read_bytes()
+    status, _, err = shine("data", "split", source, "--out", tmp_path)
+    assert (status, "would be overwritten" in err) == (2, True)
+    assert source.read_bytes() == before
+
+
+def test_a_shipped_configuration_is_found_by_name(shine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = shine("train", "--config", "world.yaml", "--out", "r")
+    assert status == 2
+    assert "no feature store in" in err
+
+
+def test_worlds_are_made_and_dressed(shine, tmp_path):
+    made, dressed = tmp_path / "made", tmp_path / "dressed"
+    status, out, _ = shine("world", "make", "--out", made, "train_rows=300", "validation_rows=5",
+                           "test_rows=5", "--json")  # fmt: skip
+    assert (status, json.loads(out)["rows"]["train.jsonl"]) == (0, 300)
+    files = [made / "train.jsonl", made / "novel_word.jsonl"]
+    status, out, _ = shine("world", "dress", *files, "--out", dressed, "seed=3", "--json")
+    assert status == 0
+    assert "simulated" in json.loads(out)["simulated"]
+    status, out, _ = shine("data", "split", files[0], "--out", tmp_path / "split", "--rows", 20,
+                           "--json")  # fmt: skip
+    assert status == 0
+    assert all(count > 0 for count in json.loads(out).values())
 
 
 def test_a_world_that_is_misspelt_is_told(shine, tmp_path):

@@ -1,7 +1,10 @@
 import json
 
 import numpy as np
+import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import tiny_config, tiny_data
 
 from pipelines.train import train_run
@@ -64,3 +67,34 @@ def test_what_a_worker_meets_reaches_the_user_as_one_sentence(ray_cluster, root,
         train_run(config, tmp_path / "run")
     assert "worker 0 failed: FloatingPointError: the loss is" in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+def test_a_run_that_loses_a_worker_ends_bit_for_bit_where_the_calm_one_does(
+    ray_cluster, root, tmp_path
+):
+    config = tiny_config(root, "train.num_workers=2", "train.epochs=4", "model.dropout=0.2")
+    calm = train_run(config, tmp_path / "calm")
+    killed = []
+
+    def kill_a_worker(record):
+        if record["epoch"] == 2 and not killed:
+            worker = next(p for p in psutil.Process().children(recursive=True)
+                          if "RayTrainWorker" in " ".join(p.cmdline()))  # fmt: skip
+            killed.append(worker.pid)
+            worker.kill()
+
+    broken = train_run(config, tmp_path / "broken", kill_a_worker)
+    assert killed
+    assert [r["epoch"] for r in losses(tmp_path / "broken")] == [1, 2, 3, 4]
+    assert broken["best"] == calm["best"]
+    expected, found = (
+        load_file(tmp_path / name / calm["best"] / "model.safetensors")
+        for name in ("calm", "broken")
+    )
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_two_workers_train_with_terms_switched_off(ray_cluster, root, tmp_path):
+    off = [f"loss.{name}_weight=0" for name in ("span", "giou", "rank", "intra", "inter")]
+    config = tiny_config(root, "train.num_workers=2", "train.epochs=1", *off)
+    assert train_run(config, tmp_path / "run")["status"] == "finished"
