@@ -24,8 +24,9 @@ from shine.data.mixture import (
     WORD_VECTORS,
     MixtureConfig,
     Stream,
-    clear_world,
+    begin_world,
     clip_coverage,
+    finish_world,
     form_offset,
     function_vector,
     generator,
@@ -33,7 +34,6 @@ from shine.data.mixture import (
     make_views,
     mix_clips,
     text_key,
-    write_manifest,
     write_word_vectors,
 )
 from shine.errors import InputError
@@ -79,7 +79,9 @@ def dress(files: Sequence[Path], out: Path, config: DressConfig) -> dict[str, An
     tagged = dict(zip(texts, tagger(texts), strict=True))
     content = {text: read_content(words) for text, words in tagged.items()}
 
-    clear_world(out)
+    names = [path.name for path in files]
+    simulated = f"features simulated from the captions, seed {config.seed}"
+    begin_world(out, simulated, names)
     for path in files:
         shutil.copyfile(path, out / path.name)
     wardrobe = Wardrobe(config, content)
@@ -102,7 +104,7 @@ def dress(files: Sequence[Path], out: Path, config: DressConfig) -> dict[str, An
 
     rows = [row for part in annotations for row in part]
     manifest = {
-        "simulated": f"features simulated from the captions, seed {config.seed}",
+        "simulated": simulated,
         "config": config.model_dump(mode="json"),
         "tagger": {"name": tagger.name, "version": tagger.version},
         "rows": {path.name: len(part) for path, part in zip(files, annotations, strict=True)},
@@ -111,7 +113,7 @@ def dress(files: Sequence[Path], out: Path, config: DressConfig) -> dict[str, An
             end > row.duration_seconds for row in rows for _, end in row.moments
         ),
     }
-    return write_manifest(out, manifest, [path.name for path in files])
+    return finish_world(out, manifest, names)
 
 
 def _check_names(files: Sequence[Path], out: Path) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -230,19 +230,32 @@ def write_word_vectors(path: Path, vectors: Mapping[str, ndarray]) -> None:
     pq.write_table(pa.table({"word": pa.array(words), "vector": column}), path)
 
 
-def clear_world(out: Path) -> None:
-    """`out` is a folder with an empty `features`; every file of an earlier world there is gone.
+def begin_world(out: Path, simulated: str, files: Sequence[str]) -> None:
+    """`out` is ready for a new world: `features` is empty, no file of an earlier world is left.
+
+    From the first change on, `world.json` marks the world as unfinished and names the files of the
+    new and of the earlier one, so a folder left by a stopped process is one to begin again. What
+    other commands put beside the world stays.
+
+    Args:
+        out: folder to write; made where it is missing.
+        simulated: what will be simulated, in words.
+        files: names of the files that will be checksummed.
 
     Raises:
         InputError: the folder holds something else, which is left as it is.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write a world to, {out} is a file; name another")
-    if out.is_dir() and any(out.iterdir()):
-        for name in (*_files_of_world(out), WORD_VECTORS, MANIFEST):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / FEATURES, ignore_errors=True)
-    (out / FEATURES).mkdir(parents=True)
+    earlier = _files_of_world(out) if out.is_dir() and any(out.iterdir()) else []
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted({*files, *earlier})
+    mark = {"simulated": simulated, "unfinished": True, "checksums": dict.fromkeys(names, "")}
+    write_whole(out / MANIFEST, json.dumps(mark, indent=1) + "\n")
+    for name in (*earlier, WORD_VECTORS):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / FEATURES, ignore_errors=True)
+    (out / FEATURES).mkdir()
 
 
 def _files_of_world(folder: Path) -> list[str]:
@@ -259,7 +272,7 @@ def _files_of_world(folder: Path) -> list[str]:
     )
 
 
-def write_manifest(out: Path, manifest: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
+def finish_world(out: Path, manifest: dict[str, Any], files: Iterable[str]) -> dict[str, Any]:
     """`world.json` stands in `out`, with the checksums of `files`; returns it as it reads back."""
     sums = {name: sha256(out / name) for name in files}
     text = json.dumps({**manifest, "checksums": sums}, indent=1)
@@ -267,12 +280,41 @@ def write_manifest(out: Path, manifest: dict[str, Any], files: Iterable[str]) ->
     return json.loads(text)
 
 
+def read_world(folder: Path) -> dict[str, Any]:
+    """The manifest of the finished world in `folder`.
+
+    Raises:
+        InputError: there is none, or its making was stopped.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the manifest of a world {path}: {error.strerror}") from None
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not {"simulated", "checksums"} <= manifest.keys():
+        raise InputError(
+            f"{path}: expected what `shine world make` or `shine world dress` writes, got "
+            f"something else; make the world again or remove the file"
+        )
+    if manifest.get("unfinished"):
+        raise InputError(
+            f"the world in {folder} is unfinished: its making was stopped; make it again with "
+            f"`shine world make` or `shine world dress`"
+        )
+    return manifest
+
+
 def world_checksum(folder: Path) -> str:
     """One checksum of a world's annotation files, word vectors and features.
 
     Two worlds have the same one exactly where a training run cannot tell them apart.
+
+    Raises:
+        InputError: there is no finished world in `folder`.
     """
-    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["checksums"]
+    files = read_world(folder)["checksums"]
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{name} {sha256(folder / name)}\n".encode())

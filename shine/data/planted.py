@@ -44,16 +44,16 @@ from shine.data.mixture import (
     MixtureConfig,
     Stream,
     Views,
-    clear_world,
+    begin_world,
     clip_coverage,
     concept_vector,
+    finish_world,
     form_offset,
     function_vector,
     generator,
     make_views,
     mix_clips,
     text_key,
-    write_manifest,
     write_word_vectors,
 )
 from shine.errors import InputError
@@ -217,7 +217,9 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
         worlds[split.file] = list(_videos(config, pairs, split))
         if split.training:
             _check_names_all_words(worlds[split.file], pairs)
-    clear_world(out)
+    files = (*(split.file for split in splits), NEGATIVES, TRUTH)
+    simulated = f"planted world, seed {config.seed}"
+    begin_world(out, simulated, files)
 
     painter = Painter(config)
     truth, negatives = [], []
@@ -239,7 +241,7 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
     write_word_vectors(out / WORD_VECTORS, word_vectors(config))
 
     manifest = {
-        "simulated": f"planted world, seed {config.seed}",
+        "simulated": simulated,
         "config": config.model_dump(mode="json"),
         "rows": {split.file: split.rows for split in splits},
         "videos": {split.file: len(worlds[split.file]) for split in splits},
@@ -250,8 +252,7 @@ def make_world(config: WorldConfig, out: Path) -> dict[str, Any]:
         },
         "novel_words": pairs.novel_words,
     }
-    files = (*(split.file for split in splits), NEGATIVES, TRUTH)
-    return write_manifest(out, manifest, files)
+    return finish_world(out, manifest, files)
 
 
 def draw_pairs(config: WorldConfig) -> Pairs:

@@ -8,7 +8,7 @@ import pytest
 
 from shine.data.annotations import read_annotations
 from shine.data.dress import DressConfig, dress
-from shine.data.mixture import clip_coverage, world_checksum
+from shine.data.mixture import clip_coverage, read_world, world_checksum
 from shine.errors import InputError
 
 CHARADES = Path(os.environ.get("SHINE_SHARED", "../shared")) / "data" / "charades_cg"
@@ -154,6 +154,26 @@ def test_half_precision_is_half_the_size(tmp_path):
     full = clips(dressed(tmp_path / "f", QUIET), "a")
     assert half.dtype == np.float16
     np.testing.assert_allclose(half, full, atol=2e-3)
+
+
+def test_dressing_that_was_stopped_can_be_begun_again(tmp_path, monkeypatch):
+    calm = dressed(tmp_path / "calm", QUIET)
+    save = np.save
+
+    def stopping(path, clips):
+        if path.stem == "c":
+            raise KeyboardInterrupt
+        save(path, clips)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            dressed(tmp_path / "world", QUIET)
+    with pytest.raises(InputError, match="world is unfinished"):
+        world_checksum(tmp_path / "world" / "world")
+    again = dressed(tmp_path / "world", QUIET)
+    assert read_world(again) == read_world(calm)
+    assert world_checksum(again) == world_checksum(calm)
 
 
 def test_impossible_requests_are_refused(tmp_path):

@@ -24,7 +24,7 @@ from shine.data.grammar import (
     lexicon,
     sentence,
 )
-from shine.data.mixture import clip_coverage, num_clips, world_checksum
+from shine.data.mixture import clip_coverage, num_clips, read_world, world_checksum
 from shine.data.planted import NEGATIVES, TRUTH, Painter, WorldConfig, make_world
 from shine.errors import InputError
 
@@ -347,6 +347,73 @@ def test_a_world_leaves_notes_beside_it_alone(tmp_path):
     make_world(SMALL, tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "old.jsonl").exists()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def stop_after(monkeypatch, saves: int) -> None:
+    """So many feature files can be written; at the next one the process is interrupted."""
+    save, left = np.save, iter(range(saves))
+
+    def stopping(path, clips):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        save(path, clips)
+
+    monkeypatch.setattr(np, "save", stopping)
+
+
+@pytest.mark.parametrize("saves", [0, 7])
+@pytest.mark.parametrize("earlier", [None, 4], ids=["new", "again"])
+def test_a_world_that_was_stopped_is_refused_until_it_is_made_again(
+    tmp_path, monkeypatch, saves, earlier
+):
+    make_world(SMALL, tmp_path / "calm")
+    world = tmp_path / "world"
+    if earlier is not None:
+        make_world(SMALL.model_copy(update={"seed": earlier}), world)
+        (world / "store").mkdir()
+        (world / "store" / "manifest.json").write_text("packed")
+        (world / "negatives.parquet").write_text("generated")
+    with monkeypatch.context() as patch:
+        stop_after(patch, saves)
+        with pytest.raises(KeyboardInterrupt):
+            make_world(SMALL, world)
+    for read in (read_world, world_checksum):
+        with pytest.raises(InputError, match="world is unfinished"):
+            read(world)
+    manifest = make_world(SMALL, world)
+    assert manifest == read_world(world) == read_world(tmp_path / "calm")
+    assert world_checksum(world) == world_checksum(tmp_path / "calm")
+    if earlier is not None:
+        assert (world / "store" / "manifest.json").read_text() == "packed"
+        assert (world / "negatives.parquet").read_text() == "generated"
+
+
+def test_files_of_an_earlier_world_are_known_after_a_stop(tmp_path, monkeypatch):
+    """The new world has no such file; the folder must not keep it for that."""
+    make_world(SMALL, tmp_path)
+    manifest = json.loads((tmp_path / "world.json").read_text())
+    manifest["checksums"]["old.jsonl"] = ""
+    (tmp_path / "world.json").write_text(json.dumps(manifest))
+    (tmp_path / "old.jsonl").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_world(SMALL, tmp_path)
+    make_world(SMALL, tmp_path)
+    assert not (tmp_path / "old.jsonl").exists()
+
+
+def test_what_is_no_world_is_told_from_one(tmp_path):
+    with pytest.raises(InputError, match="cannot read the manifest"):
+        read_world(tmp_path)
+    for content in ("", "[]", '{"simulated": "x"}'):
+        (tmp_path / "world.json").write_text(content)
+        with pytest.raises(InputError, match="expected what `shine world make`"):
+            read_world(tmp_path)
 
 
 def test_too_few_training_rows_are_refused(tmp_path):
