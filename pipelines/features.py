@@ -1,9 +1,8 @@
 """Ray Data around the feature store: raw files are read and packed by many workers at once."""
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from cluster.connection import connect
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
 from shine.data.features import Shard, read_feature_file, write_manifest, write_shard
+from shine.data.mixture import MANIFEST, read_world
 from shine.errors import InputError
 
 _VIDEOS_PER_SHARD = 256
@@ -34,8 +34,10 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
         The manifest, with `refused`: one sentence for each video left out.
 
     Raises:
-        InputError: an annotation file is wrong, or no video could be packed.
+        InputError: an annotation file is wrong, a simulated world is unfinished, or no video could
+            be packed.
     """
+    simulated = simulated_note(config)
     vids = annotated_videos(config)
     source = config.path(config.features.source).resolve()
     if not source.is_dir():
@@ -43,7 +45,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
             f"no folder of features {source}: set features.source to the folder with one "
             f"{{vid}}.npy or {{vid}}.npz per video"
         )
-    width = config.features.width or read_feature_file(source, vids[0], None).shape[1]
+    width = config.features.width or first_width(source, vids)
     settings = config.features.model_copy(update={"source": str(source), "width": width})
     folder = config.path(config.features.store).resolve()
     building = folder.with_name(folder.name + ".building")
@@ -63,7 +65,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
     refused = sorted(sentence for shard in shards for sentence in shard.refused)
     if not any(shard.vids for shard in shards):
         raise InputError(f"no video could be packed; the first reason: {refused[0]}")
-    manifest = write_manifest(building, shards, settings, simulated_note(config))
+    manifest = write_manifest(building, shards, settings, simulated)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
     return {**manifest, "refused": refused}
@@ -94,6 +96,29 @@ def annotated_videos(config: Config) -> list[str]:
 
 
 def simulated_note(config: Config) -> str | None:
-    """What is simulated about the data in the configuration's root; None for real data."""
-    manifest = config.path("world.json")
-    return json.loads(manifest.read_text())["simulated"] if manifest.is_file() else None
+    """What is simulated about annotations or features, in words; None for real data.
+
+    A simulated world may be the root of the configuration, or hold `features.source` alone.
+
+    Raises:
+        InputError: such a world is unfinished.
+    """
+    beside = config.path(config.features.source).resolve().parent
+    worlds = (Path(config.data.root), beside)
+    notes = [read_world(world)["simulated"] for world in worlds if (world / MANIFEST).is_file()]
+    return "; ".join(dict.fromkeys(notes)) or None
+
+
+def first_width(source: Path, vids: Iterable[str]) -> int:
+    """Columns of the first file of `vids` that can be read.
+
+    Raises:
+        InputError: none can.
+    """
+    reasons: list[str] = []
+    for vid in vids:
+        try:
+            return read_feature_file(source, vid, None).shape[1]
+        except InputError as error:
+            reasons.append(str(error))
+    raise InputError(f"no video could be packed; the first reason: {reasons[0]}")

@@ -169,7 +169,7 @@ def test_dressing_that_was_stopped_can_be_begun_again(tmp_path, monkeypatch):
         patch.setattr(np, "save", stopping)
         with pytest.raises(KeyboardInterrupt):
             dressed(tmp_path / "world", QUIET)
-    with pytest.raises(InputError, match="world is unfinished"):
+    with pytest.raises(InputError, match="is unfinished: its making was stopped"):
         world_checksum(tmp_path / "world" / "world")
     again = dressed(tmp_path / "world", QUIET)
     assert read_world(again) == read_world(calm)

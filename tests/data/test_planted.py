@@ -382,7 +382,7 @@ def test_a_world_that_was_stopped_is_refused_until_it_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             make_world(SMALL, world)
     for read in (read_world, world_checksum):
-        with pytest.raises(InputError, match="world is unfinished"):
+        with pytest.raises(InputError, match="is unfinished: its making was stopped"):
             read(world)
     manifest = make_world(SMALL, world)
     assert manifest == read_world(world) == read_world(tmp_path / "calm")

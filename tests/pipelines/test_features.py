@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+from tiny import WIDTH, tiny_config, tiny_data
+
+from pipelines.features import first_width, pack, simulated_note
+from shine.data.features import FeatureStore
+from shine.data.planted import WorldConfig, make_world
+from shine.errors import InputError
+
+SMALL = WorldConfig(train_rows=300, validation_rows=4, test_rows=4)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tiny_data(tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("planted") / "world"
+    make_world(SMALL, out)
+    return out
+
+
+def marked(folder, note):
+    (folder / "world.json").write_text(json.dumps({"simulated": note, "checksums": {}}))
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("content", [None, b"", b"not numpy"])
+def test_a_first_video_without_a_usable_file_is_left_out_alone(ray_cluster, root, content):
+    first = root / "features" / "v0.npy"
+    first.unlink()
+    if content is not None:
+        first.write_bytes(content)
+    manifest = pack(tiny_config(root))
+    assert [("v0" in sentence) for sentence in manifest["refused"]] == [True]
+    assert (manifest["num_videos"], manifest["width"]) == (11, WIDTH)
+    assert FeatureStore.open(root / "store").num_clips("v1") > 0
+
+
+def test_the_width_is_that_of_the_first_file_that_can_be_read(tmp_path):
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    np.save(tmp_path / "c.npy", np.zeros((2, 5)))
+    np.save(tmp_path / "d.npy", np.zeros((2, 7)))
+    assert first_width(tmp_path, ["a", "b", "c", "d"]) == 5
+    with pytest.raises(InputError, match="no video could be packed; the first reason: .* video a"):
+        first_width(tmp_path, ["a", "b"])
+
+
+def test_features_of_a_world_are_marked_from_wherever_they_are_used(root, world, tmp_path):
+    note = "planted world, seed 0"
+    assert simulated_note(tiny_config(root)) is None
+    assert simulated_note(tiny_config(world)) == note
+    assert simulated_note(tiny_config(root, f"features.source={world / 'features'}")) == note
+    assert simulated_note(tiny_config(root, "features.source=../linked")) is None
+    (tmp_path / "linked").symlink_to(world / "features")
+    assert simulated_note(tiny_config(root, "features.source=../linked")) == note
+
+
+def test_annotations_and_features_of_two_worlds_bear_both_marks(root, world):
+    marked(root, "dressed")
+    config = tiny_config(root, f"features.source={world / 'features'}")
+    assert simulated_note(config) == "dressed; planted world, seed 0"
+
+
+@pytest.mark.ray
+def test_a_packed_store_keeps_the_mark_of_the_world_that_its_features_come_from(ray_cluster, root):
+    other = root.parent / "other"
+    other.mkdir()
+    (root / "features").rename(other / "features")
+    marked(other, "dressed")
+    pack(tiny_config(root, "features.source=../other/features"))
+    assert FeatureStore.open(root / "store").simulated == "dressed"
+
+
+def test_an_unfinished_world_is_not_packed(root):
+    mark = {"simulated": "dressed", "unfinished": True, "checksums": {}}
+    (root / "world.json").write_text(json.dumps(mark))
+    with pytest.raises(InputError, match="is unfinished: its making was stopped"):
+        pack(tiny_config(root))
