@@ -84,19 +84,6 @@ def write_negatives(
         part.unlink(missing_ok=True)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """How the rows of a file that `write_negatives` wrote were made.
-
-    Raises:
-        InputError: the file is missing or another program's.
-    """
-    with _open_parquet(path) as file:
-        note = (file.schema_arrow.metadata or {}).get(_METADATA)
-    if note is None:
-        raise InputError(f"{path}: expected a file written by `shine negatives generate`")
-    return json.loads(note)
-
-
 def read_negatives(path: str | Path) -> dict[str, HardNegatives]:
     """The hard negatives of every query in a file, by query id.
 

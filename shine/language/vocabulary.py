@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
-from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.masking import apart
 from shine.language.tagging import Word
@@ -97,50 +96,11 @@ class Vocabulary:
         document = {"format": _FORMAT, "sha256": self.checksum, "words": self._table()}
         write_whole(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """The vocabulary that `save` wrote.
-
-        Raises:
-            InputError: the file is missing, is no vocabulary, or was changed.
-        """
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["format"] != _FORMAT:
-                raise InputError(
-                    f"{path}: expected format {_FORMAT}, got {document['format']!r}; "
-                    f"make the vocabulary again with `shine negatives generate`"
-                )
-            found = hashlib.sha256(_canonical(document["words"])).hexdigest()
-            if found != document["sha256"]:
-                raise InputError(
-                    f"{path}: expected sha256 {document['sha256']}, got {found}; the file was "
-                    f"changed, make it again with `shine negatives generate`"
-                )
-            return cls(
-                {
-                    _kind(name): [Entry(form, lemma, count) for form, lemma, count in rows]
-                    for name, rows in document["words"].items()
-                }
-            )
-        except OSError as error:
-            raise InputError(f"cannot read vocabulary {path}: {error.strerror}") from None
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected a vocabulary written by `shine negatives generate`, got "
-                f"something else ({type(error).__name__}: {error})"
-            ) from None
-
     def _table(self) -> dict[str, list[list[str | int]]]:
         return {
             "/".join(kind): [[entry.form, entry.lemma, entry.count] for entry in entries]
             for kind, entries in self._entries.items()
         }
-
-
-def _kind(name: str) -> Kind:
-    pos, _, tag = name.partition("/")
-    return pos, tag
 
 
 def _canonical(table: Mapping[str, object]) -> bytes:

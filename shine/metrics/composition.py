@@ -59,17 +59,3 @@ def saliency_wins(
     mean = total / np.maximum(inside.sum(axis=1), 1)
     counted = valid[1:] & valid[:1] & inside.any(axis=1)
     return (mean[:1] > mean[1:]) & counted, counted
-
-
-def saliency_sanity(
-    saliency: Float[np.ndarray, "text query clip"],
-    inside: Bool[np.ndarray, "query clip"],
-    valid: Bool[np.ndarray, "text query"],
-) -> Float[np.ndarray, " level"]:
-    """Share of queries that beat their negative inside their moment, per level, in [0, 1].
-
-    0.5 is chance; NaN for a level that no query has. See `saliency_wins` for the arguments.
-    """
-    wins, counted = saliency_wins(saliency, inside, valid)
-    num = counted.sum(axis=1)
-    return np.divide(wins.sum(axis=1), num, out=np.full(len(num), np.nan), where=num > 0)

@@ -29,40 +29,20 @@ def hull_iou(
     return np.divide(shared, hull, out=np.zeros(hull.shape), where=counts)
 
 
-def slot_iou(
-    predicted: Float[np.ndarray, "query slot 2"],
-    moments: Float[np.ndarray, "query moment 2"],
-    moment_mask: Bool[np.ndarray, "query moment"],
-) -> Float[np.ndarray, "query slot"]:
-    """IoU of each predicted moment with the annotated moment of its query that it meets best.
-
-    Args:
-        predicted: `[start, end]` in seconds, best first.
-        moments: annotated moments in seconds, padded.
-        moment_mask: True on real moments, at least one per query.
-    """
-    pairs = hull_iou(predicted[:, :, None], moments[:, None])  # [query, slot, moment]
-    return np.where(moment_mask[:, None], pairs, 0.0).max(axis=2)
-
-
 def top1_iou(
     predicted: Float[np.ndarray, "query 2"],
     moments: Float[np.ndarray, "query moment 2"],
     moment_mask: Bool[np.ndarray, "query moment"],
 ) -> Float[np.ndarray, " query"]:
-    """IoU of the first prediction of each query with the annotated moment it meets best."""
-    return slot_iou(predicted[:, None], moments, moment_mask)[:, 0]
+    """IoU of the first prediction of each query with the annotated moment it meets best.
 
-
-def topn_iou(
-    predicted: Float[np.ndarray, "query slot 2"],
-    moments: Float[np.ndarray, "query moment 2"],
-    moment_mask: Bool[np.ndarray, "query moment"],
-    *,
-    n: int,
-) -> Float[np.ndarray, " query"]:
-    """The best IoU among the first `n` predictions of each query: `recall_at` of it is Rn@t."""
-    return slot_iou(predicted[:, :n], moments, moment_mask).max(axis=1)
+    Args:
+        predicted: `[start, end]` in seconds.
+        moments: annotated moments in seconds, padded.
+        moment_mask: True on real moments, at least one per query.
+    """
+    pairs = hull_iou(predicted[:, None], moments)  # [query, moment]
+    return np.where(moment_mask, pairs, 0.0).max(axis=1)
 
 
 def recall_at(iou: Float[np.ndarray, " query"], threshold: float) -> float:

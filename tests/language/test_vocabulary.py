@@ -1,12 +1,10 @@
 import json
 import random
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tagged import GRID, counted, tagged
 
-from shine.errors import InputError
 from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary, count_words
 
@@ -55,43 +53,18 @@ def test_order_and_parts_of_a_corpus_change_nothing(captions, order):
     assert Vocabulary.from_counts(parts).checksum == whole.checksum
 
 
-@given(captions=st.lists(st.lists(words)))
-def test_a_saved_vocabulary_reads_back_equal(tmp_path_factory, captions):
-    vocabulary = Vocabulary.from_counts(count_words(captions))
-    path = tmp_path_factory.mktemp("vocabulary") / "v.json"
-    vocabulary.save(path)
-    loaded = Vocabulary.load(path)
-    assert loaded.checksum == vocabulary.checksum
-    for kind in (("VERB", "VBZ"), ("NOUN", "NN"), ("NOUN", "")):
-        assert loaded.entries(kind) == vocabulary.entries(kind)
+def test_a_saved_vocabulary_holds_every_word_and_its_checksum(tmp_path):
+    vocabulary = counted(GRID)[0]
+    vocabulary.save(tmp_path / "v.json")
+    document = json.loads((tmp_path / "v.json").read_text())
+    assert document["sha256"] == vocabulary.checksum
+    verbs = vocabulary.entries(("VERB", "VBZ"))
+    assert len(verbs) > 1
+    assert document["words"]["VERB/VBZ"] == [[v.form, v.lemma, v.count] for v in verbs]
+    forms = {form for rows in document["words"].values() for form, _, _ in rows}
+    assert len(forms) == len(vocabulary)
 
 
 def test_the_checksum_tells_counts_apart():
     once, twice = counted(GRID)[0], counted(GRID * 2)[0]
     assert once.checksum != twice.checksum
-
-
-def test_a_changed_file_is_refused(tmp_path):
-    path = tmp_path / "v.json"
-    counted(GRID)[0].save(path)
-    document = json.loads(path.read_text())
-    document["words"]["NOUN/NN"][0][2] += 1
-    path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="the file was changed"):
-        Vocabulary.load(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"format": "shine-vocabulary-1", "sha256": ""}', '{"format": "other"}'],
-)
-def test_another_file_is_refused_by_name(tmp_path, text):
-    path = tmp_path / "v.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"v\.json: expected"):
-        Vocabulary.load(path)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read vocabulary .*none\.json"):
-        Vocabulary.load(tmp_path / "none.json")

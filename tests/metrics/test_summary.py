@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from shine.metrics.composition import saliency_sanity
+from shine.metrics.composition import saliency_wins
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.metrics.summary import Answers, compare, evaluate_split, evaluate_splits
 
@@ -43,9 +43,9 @@ def test_figures_of_a_split_are_the_means_of_its_queries():
         figure = summary["metrics"][name]
         assert figure["value"] == pytest.approx(value)
         assert figure["low"] <= figure["value"] <= figure["high"]
-    sanity = saliency_sanity(split.saliency, split.inside, split.text_valid)
+    wins, counted = saliency_wins(split.saliency, split.inside, split.text_valid)
     found = [summary["saliency_sanity"][f"level_{level}"]["value"] for level in (1, 2, 3)]
-    np.testing.assert_allclose(found, sanity)
+    np.testing.assert_allclose(found, wins.sum(axis=1) / counted.sum(axis=1))
     assert (summary["num_queries"], summary["num_videos"]) == (40, 11)
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tagged import GRID, counted, plain
 
@@ -12,10 +13,10 @@ from pipelines.negatives import ProposeNegatives, TagVideos, generate, video_tab
 from shine.config import Config, NegativesConfig
 from shine.data.annotations import normalized, read_annotations
 from shine.errors import InputError
-from shine.language.negatives import read_metadata, read_negatives
+from shine.files import sha256
+from shine.language.negatives import read_negatives
 from shine.language.tagging import Word
 from shine.language.validation import overlap
-from shine.language.vocabulary import Vocabulary
 
 CHARADES = Path(os.environ.get("SHINE_SHARED", "../shared")) / (
     "data/charades_cg/charades_cg_gpt_train.jsonl"
@@ -135,9 +136,10 @@ def test_generate_writes_the_same_bytes_with_one_worker_and_with_two(ray_cluster
     assert list(found) == [f"q{i}" for i in range(len(GRID))]
     invalid = [sum(not n.valid[level] for n in found.values()) for level in range(3)]
     assert invalid == summary["invalid"]
-    metadata = read_metadata(outs[1])
-    vocabulary = Vocabulary.load(tmp_path / "two" / "n.vocabulary.json")
-    assert metadata["vocabulary_sha256"] == vocabulary.checksum == summary["vocabulary_sha256"]
+    metadata = json.loads(pq.read_schema(outs[1]).metadata[b"shine"])
+    vocabulary = json.loads((tmp_path / "two" / "n.vocabulary.json").read_text())
+    assert metadata["vocabulary_sha256"] == vocabulary["sha256"] == summary["vocabulary_sha256"]
+    assert metadata["source_sha256"] == sha256(source) == summary["source_sha256"]
     assert metadata["tagger"].startswith("shine ")
     told = {}
     for i, caption in enumerate(captions):
