@@ -43,7 +43,8 @@ class Tracker:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif done == total or time.monotonic() - self._spoken > _QUIET_SECONDS:
             self._spoken = time.monotonic()
-            console.print(f"{self._title}: {done}/{total} {note}".rstrip(), highlight=False)
+            line = f"{self._title}: {done}/{total} {note}".rstrip()
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     """Runs side by side on every split, in percent; intervals are in `evaluation.json`."""
     table = Table(title="R1 at IoU 0.3 / 0.5 / 0.7, mIoU, in percent")
     for heading in ("split", "run", "queries"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     first = next(iter(evaluations.values()))
     metrics = list(next(iter(first["splits"].values()))["metrics"])
     for metric in metrics:
