@@ -6,7 +6,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
@@ -87,7 +87,7 @@ def main() -> None:
     sys.exit(status)
 
 
-def _stop(sentence: str, status: int) -> None:
+def _stop(sentence: str, status: int) -> NoReturn:
     from pipelines.console import console
 
     console.print(
