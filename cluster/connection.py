@@ -1,6 +1,6 @@
 """Where Ray is: the cluster that `RAY_ADDRESS` names, else one started here and stopped at the end.
 
-The local one authenticates with a token of its own and listens on the loopback interface.
+The local one authenticates every call with a token of its own.
 """
 
 import logging
@@ -39,11 +39,8 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
     Raises:
         InputError: no cluster answers at `RAY_ADDRESS`.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        _authenticate_locally()
     import ray
     from ray.exceptions import AuthenticationError
 
@@ -64,7 +61,6 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
                 num_cpus=max(os.cpu_count() or 1, min_cpus),
                 include_dashboard=False,
                 object_store_memory=_LOCAL_OBJECT_STORE,
-                _node_ip_address="127.0.0.1",
                 **options,
             )
     try:
@@ -73,13 +69,22 @@ def connect(min_cpus: int = 2) -> Iterator[None]:
         ray.shutdown()
 
 
-def _authenticate_locally() -> None:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    known = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if os.environ["RAY_AUTH_MODE"] == "token" and not known:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+def prepare_environment() -> None:
+    """What Ray reads from the environment is set, except where the user has set it.
+
+    Ray reads the way to authenticate once, when it is imported: called after that, this leaves the
+    token to Ray, which then makes a file of its own in the home folder.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if os.environ.get("RAY_ADDRESS"):
+        return
     if loopback := {"linux": "lo", "darwin": "lo0"}.get(sys.platform):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    known = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if not known and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager

@@ -2,6 +2,10 @@ import hypothesis
 import torch
 from jaxtyping import install_import_hook
 
+from cluster.connection import prepare_environment
+
+prepare_environment()  # before any test imports ray
+
 # Every annotated shape and type of the package is checked while the tests run.
 install_import_hook("shine", "shape_check.check")
 torch.set_num_threads(1)
