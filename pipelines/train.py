@@ -26,6 +26,7 @@ from shine.files import sha256, write_whole
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
 ENVIRONMENT_FILE = "environment.json"
 OnRecord = Callable[[Mapping[str, Any]], None]  # one line of metrics.jsonl
@@ -115,8 +116,9 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
             dataset.num_clamped,
             len(dataset),
         )
-    if not run:
+    if not run:  # `run.json` comes last: a folder without it is not a run yet
         source.store.verify()
+        write_whole(folder / CONFIG_FILE, config.to_yaml())
         environment = _environment(config, checksums, source.store.simulated)
         _write_json(folder / ENVIRONMENT_FILE, environment)
         _write_json(folder / RUN_FILE, {"name": folder.name, "status": "running", "best": None})
@@ -202,17 +204,14 @@ def _begin(config: Config, folder: Path, checksums: Mapping[str, str]) -> dict[s
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        saved = folder / "config.yaml"
-        if not saved.exists():
-            write_whole(saved, config.to_yaml())
-        elif saved.read_text() != config.to_yaml():
-            raise InputError(
-                f"{folder} holds a run of another configuration (see its config.yaml); choose "
-                f"another --out"
-            )
         run = folder / RUN_FILE
         if not run.exists():
             return {}
+        if (folder / CONFIG_FILE).read_text() != config.to_yaml():
+            raise InputError(
+                f"{folder} holds a run of another configuration (see its {CONFIG_FILE}); choose "
+                f"another --out"
+            )
         before = json.loads((folder / ENVIRONMENT_FILE).read_text())["checksums"]
     except OSError as error:
         raise InputError(f"cannot use the run folder {folder}: {error.strerror}") from None

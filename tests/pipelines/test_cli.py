@@ -160,6 +160,12 @@ def test_a_run_on_changed_data_is_refused(shine, root, tmp_path):
     assert "holds a run on other data: train.jsonl changed since it began" in err
 
 
+def test_a_folder_is_no_run_before_its_data_were_found_good(shine, config, tmp_path):
+    command = ("train", "--config", config, "--out", tmp_path / "r")
+    assert shine(*command, "data.train=none.jsonl")[0] == 2
+    assert shine(*command)[0] == 0
+
+
 def test_a_split_never_overwrites_its_source(shine, root, tmp_path):
     source = tmp_path / "train.jsonl"
     shutil.copy(root / "train.jsonl", source)
