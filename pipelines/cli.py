@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from pipelines.settings import load_settings
@@ -72,19 +71,17 @@ def main() -> None:
     for package in ("shine", "pipelines", "cluster"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
-        status = app(standalone_mode=False)
+        app()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _stop("stopped; run the same command again to continue", _INTERRUPTED)
+        raise
     except InputError as error:
         _stop(str(error), 2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("SHINE_DEBUG"):
             raise
         _stop(f"{type(error).__name__}: {error} (SHINE_DEBUG=1 shows where)", 1)
-    if status == _INTERRUPTED:
-        _stop("stopped; run the same command again to continue", status)
-    sys.exit(status)
 
 
 def _stop(sentence: str, status: int) -> NoReturn:

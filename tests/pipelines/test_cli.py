@@ -125,6 +125,13 @@ def test_an_empty_split_is_wrong_input(shine, config, tmp_path):
     assert (status, "the file is empty" in err) == (2, True)
 
 
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["train", "--frobnicate"], ["evaluate"]])
+def test_a_command_that_is_none_is_wrong_input(shine, arguments):
+    status, _, err = shine(*arguments)
+    assert status == 2
+    assert "Usage: shine" in err
+
+
 def test_evaluating_what_is_no_run_is_wrong_input(shine, tmp_path):
     status, _, err = shine("evaluate", tmp_path)
     assert (status, "expected a finished run" in err) == (2, True)
