@@ -129,7 +129,7 @@ def test_an_empty_split_is_wrong_input(shine, config, tmp_path):
 def test_a_command_that_is_none_is_wrong_input(shine, arguments):
     status, _, err = shine(*arguments)
     assert status == 2
-    assert "Usage: shine" in err
+    assert "Usage:" in err
 
 
 def test_evaluating_what_is_no_run_is_wrong_input(shine, tmp_path):
