@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from shine.errors import InputError
+from shine.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, at: Po
         for key, value in values.items()
     }
     _save(folder / "optimizer.safetensors", moments)
-    (folder / "state.json").write_text(json.dumps(asdict(at)) + "\n")
+    write_whole(folder / "state.json", json.dumps(asdict(at)) + "\n")
 
 
 def load_model(folder: Path, model: nn.Module) -> None:

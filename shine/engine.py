@@ -32,7 +32,7 @@ from shine.files import write_whole
 from shine.losses.criterion import Criterion
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
-from shine.spans import temporal_nms
+from shine.spans import temporal_nms, to_moments
 
 logger = logging.getLogger(__name__)
 
@@ -273,8 +273,7 @@ def predict(
         inputs = collate_inputs(dataset, part, dataset.text[part]).to(device)
         outputs = model(inputs)
         score = outputs.logits[-1].softmax(dim=-1)[..., 0]
-        center, width = outputs.spans[-1].unbind(dim=-1)
-        spans = torch.stack([center - width / 2, center + width / 2], dim=-1)
+        spans = to_moments(outputs.spans[-1])
         score, ranked = score.sort(dim=1, descending=True, stable=True)
         spans = spans.gather(1, ranked[..., None].expand_as(spans))
         if nms_threshold is not None:

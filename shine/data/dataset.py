@@ -14,6 +14,7 @@ from shine.data.features import FeatureStore
 from shine.data.sampler import GlobalBatch
 from shine.data.text import TextTable
 from shine.language.negatives import HardNegatives
+from shine.spans import to_spans
 
 
 @dataclass(frozen=True)
@@ -161,14 +162,13 @@ def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int)
     real = inputs.clip_mask[inputs.video].numpy()
     inside = dataset.inside[rows, : real.shape[1]]
     moments = dataset.moments[rows] / dataset.extent_seconds[rows, None, None]
-    spans = np.stack([moments.mean(axis=-1), moments[..., 1] - moments[..., 0]], axis=-1)
     counts = valid.astype(np.float64)
 
     def count(value: Any) -> torch.Tensor:
         return torch.tensor(value, dtype=torch.float32) / world_size
 
     targets = Targets(
-        spans=torch.from_numpy(spans.astype(np.float32)),
+        spans=to_spans(torch.from_numpy(moments)).float(),
         moment_mask=torch.from_numpy(dataset.moment_mask[rows]),
         relevance=torch.from_numpy(inside.astype(np.float32)),
         inside=torch.from_numpy(inside),

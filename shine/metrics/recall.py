@@ -45,16 +45,6 @@ def top1_iou(
     return np.where(moment_mask, pairs, 0.0).max(axis=1)
 
 
-def recall_at(iou: Float[np.ndarray, " query"], threshold: float) -> float:
-    """The share of queries whose IoU reaches `threshold`, in [0, 1]."""
-    return float(np.mean(iou >= threshold))
-
-
-def mean_iou(iou: Float[np.ndarray, " query"]) -> float:
-    """The mean IoU over queries (mIoU), in [0, 1]."""
-    return float(np.mean(iou))
-
-
 def per_query(iou: Float[np.ndarray, " query"]) -> Float[np.ndarray, "query metric"]:
     """What each query adds to each of `METRICS`: its hits (0 or 1) and its IoU.
 

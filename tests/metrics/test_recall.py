@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from shine.metrics.recall import (
     METRICS,
     hull_iou,
-    mean_iou,
     per_query,
-    recall_at,
     top1_iou,
 )
 
@@ -87,14 +85,16 @@ def test_a_zero_hull_is_a_miss_without_a_warning():
 def test_an_iou_equal_to_the_threshold_is_a_hit():
     moments, mask = pad([[(0.0, 10.0)]])
     iou = top1_iou(np.array([[0.0, 5.0]]), moments, mask)
-    assert recall_at(iou, 0.5) == 1.0
-    assert recall_at(iou, np.nextafter(0.5, 1)) == 0.0
+    at_half = METRICS.index("R1@0.5")
+    assert per_query(iou)[0, at_half] == 1.0
+    assert per_query(np.nextafter(iou, 0))[0, at_half] == 0.0
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_columns_of_per_query_average_to_the_metrics(values):
     iou = np.array(values)
-    expected = [recall_at(iou, 0.3), recall_at(iou, 0.5), recall_at(iou, 0.7), mean_iou(iou)]
+    shares = [sum(value >= t for value in values) / len(values) for t in (0.3, 0.5, 0.7)]
+    expected = [*shares, sum(values) / len(values)]
     np.testing.assert_allclose(per_query(iou).mean(axis=0), expected)
     assert METRICS == ("R1@0.3", "R1@0.5", "R1@0.7", "mIoU")
 
