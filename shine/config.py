@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shine.errors import InputError
 
@@ -19,6 +28,9 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# `reference` reproduces the published code where sense departs from it; docs/parity.md lists each
+# departure.
+Compat = Literal["corrected", "reference"]
 
 
 class Section(BaseModel):
@@ -41,6 +53,8 @@ class DataConfig(Section):
     tests: dict[str, str] = {}  # never used for fitting or selection
     negatives: str | None = None  # hard negatives of the training queries; None: those in `train`
     max_moments: Annotated[int, Field(ge=1, le=5)] = 5  # further moments of a training row are cut
+    max_clips: Count | None = None  # further clips of a video are cut; None: all are kept
+    compat: Compat = "corrected"  # labels, partners; without max_clips the last clip is cut
 
 
 class NegativesConfig(Section):
@@ -74,28 +88,44 @@ class FeaturesConfig(Section):
 class TextConfig(Section):
     """Who turns a query into token vectors."""
 
-    encoder: Literal["lexical"] = "lexical"
-    width: Count = 64  # of hashed word vectors; a word table brings its own
+    encoder: Literal["lexical", "precomputed"] = "lexical"
+    width: Count = (
+        64  # of hashed word vectors or of precomputed tokens; a word table brings its own
+    )
     word_vectors: str | None = None  # table of a simulated world; relative to data.root
-    max_tokens: Count = 32
+    # Precomputed: one npz per query, with the key `last_hidden_state`; relative to data.root.
+    folder: str = "text_features"
+    query_file: str = "{qid}.npz"
+    negative_file: str = "{qid}_recomposed_gpt_{level}.npz"  # level from 0, least altered first
+    normalize: bool = True  # each precomputed token to unit length, x / (|x| + 1e-5)
+    max_tokens: Count = 32  # further tokens of a query are cut
 
 
-class QdDetrConfig(Section):
-    """QD-DETR (CVPR 2023). Defaults: its QVHighlights recipe."""
+class DetrConfig(Section):
+    """Sizes and options that Moment-DETR and QD-DETR share. Defaults: their QVHighlights recipe."""
 
-    backbone: Literal["qd_detr"] = "qd_detr"
     hidden: Count = 256
     heads: Count = 8
     feedforward: Count = 1024
     input_projections: Annotated[int, Field(ge=1, le=3)] = 2
-    encoder_layers: Count = 2  # of the text-to-video stack and of the video stack, each
+    encoder_layers: Count = 2
     decoder_layers: Count = 2
     slots: Count = 10
     dropout: Fraction = 0.1
     input_dropout: Fraction = 0.5
+    norm: Literal["post", "pre"] = (
+        "post"  # layer norm after each residual sum, or before each branch
+    )
+    text_positions: Count | None = (
+        None  # places of a learned position table of tokens; None: no table
+    )
+    # None: a slot proposes (center, width). A number: it chooses a first and a last clip of so many
+    # (the published span loss `ce`).
+    span_clips: Count | None = None
+    compat: Compat = "corrected"
 
     @model_validator(mode="after")
-    def _divisible(self) -> "QdDetrConfig":
+    def _divisible(self) -> "DetrConfig":
         if self.hidden % (2 * self.heads) or self.hidden % 4:
             raise ValueError(
                 f"hidden must be a multiple of 4 and of twice heads; "
@@ -104,11 +134,42 @@ class QdDetrConfig(Section):
         return self
 
 
+class QdDetrConfig(DetrConfig):
+    """QD-DETR (CVPR 2023). `encoder_layers` of the text-to-video and of the video stack, each."""
+
+    backbone: Literal["qd_detr"] = "qd_detr"
+
+
+class MomentDetrConfig(DetrConfig):
+    """Moment-DETR (NeurIPS 2021)."""
+
+    backbone: Literal["moment_detr"] = "moment_detr"
+    align_width: Count | None = None  # of the space where slots meet tokens; None: no such head
+
+
+def _backbone(values: Any) -> str:
+    """The tag of a section `model`; QD-DETR where it names none."""
+    if isinstance(values, dict):
+        return values.get("backbone", "qd_detr")
+    return getattr(values, "backbone", "")
+
+
+ModelConfig = Annotated[
+    Annotated[QdDetrConfig, Tag("qd_detr")] | Annotated[MomentDetrConfig, Tag("moment_detr")],
+    Discriminator(
+        _backbone,
+        custom_error_type="backbone",
+        custom_error_message="expected backbone to be one of qd_detr, moment_detr",
+    ),
+]
+
+
 class LossConfig(Section):
     """Weights and margins of the training loss.
 
-    Defaults are the QD-DETR baseline. SHINE adds `intra_weight`, `inter_weight` (coarse ranking)
-    and `fine_weights` (fine ranking): one per hard-negative level, and one for the unrelated query.
+    Defaults are the QD-DETR baseline that SHINE starts from; QD-DETR's own adds `hinge_weight`,
+    Moment-DETR has the hinge alone. SHINE adds `intra_weight`, `inter_weight` (coarse ranking) and
+    `fine_weights` (fine ranking): one per hard-negative level, and one for the unrelated query.
     """
 
     span_weight: Weight = 10.0
@@ -117,6 +178,9 @@ class LossConfig(Section):
     background_weight: Positive = 0.1  # class weight of unmatched slots
     rank_weight: Weight = 1.0  # saliency inside above outside and above the negative query
     negative_weight: Weight = 1.0  # saliency of the negative query towards zero
+    hinge_weight: Weight = 0.0  # sampled relevant clips above sampled others
+    hinge_margin: Positive = 0.2  # logits
+    align_weight: Weight = 0.0  # matched slots near the tokens; needs model.align_width
     intra_weight: Weight = 0.0
     inter_weight: Weight = 0.0
     intra_margin: Positive = 1.0  # logits
@@ -125,6 +189,9 @@ class LossConfig(Section):
     fine_weights: tuple[Weight, ...] = ()
     fine_margins: tuple[Weight, ...] = ()
     fine_order: Literal["relative", "absolute"] = "relative"
+    # How far two saliency curves lie apart: the published one-sided likelihood, or binary KL.
+    fine_divergence: Literal["likelihood", "kl"] = "likelihood"
+    compat: Compat = "corrected"
 
     @model_validator(mode="after")
     def _one_margin_per_term(self) -> "LossConfig":
@@ -145,6 +212,16 @@ class LossConfig(Section):
         """Levels of hard negatives that a training step encodes: 0 where no term uses them."""
         return len(self.fine_weights) - 1 if any(self.fine_weights) else 0
 
+    @property
+    def with_partner(self) -> bool:
+        """Whether a training step encodes the query of another video."""
+        return any((self.rank_weight, self.negative_weight, self.inter_weight, *self.fine_weights))
+
+    @property
+    def with_spans(self) -> bool:
+        """Whether the decoder is trained."""
+        return any((self.span_weight, self.giou_weight, self.label_weight, self.align_weight))
+
 
 class TrainConfig(Section):
     """The optimisation and the workers that share it. Results do not depend on `num_workers`."""
@@ -156,6 +233,7 @@ class TrainConfig(Section):
     weight_decay: Weight = 1e-4
     clip_norm: Positive = 0.1
     drop_epoch: Count | None = None  # epochs after which the rate falls to a tenth, again and again
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the matrix products
     bucket_batches: Count = 16  # rows are sorted by length within so many batches
     num_workers: Annotated[int, Field(ge=0)] = 2  # 0: in this process, without Ray
     gpu: bool = False  # one GPU per worker
@@ -169,6 +247,10 @@ class EvaluateConfig(Section):
 
     batch_size: Count = 100
     nms_threshold: Annotated[float, Field(gt=0, le=1)] | None = None  # IoU; None: off
+    round_seconds: Positive | None = None  # predicted moments snap to multiples; None: off
+    # Predicted moments are cut to their video; under `reference` to `limit_seconds`, or not at all.
+    limit_seconds: Positive | None = None
+    compat: Compat = "corrected"
     negatives: str | None = None  # of test queries, for saliency sanity; relative to data.root
     bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples of an interval; 0: none
 
@@ -180,10 +262,37 @@ class Config(Section):
     negatives: NegativesConfig = NegativesConfig()
     features: FeaturesConfig = FeaturesConfig()
     text: TextConfig = TextConfig()
-    model: QdDetrConfig = QdDetrConfig()
+    model: ModelConfig = QdDetrConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        model, loss = self.model, self.loss
+        align_width = model.align_width if isinstance(model, MomentDetrConfig) else None
+        if loss.align_weight and align_width is None:
+            raise ValueError(
+                f"loss.align_weight={loss.align_weight} needs model.backbone=moment_detr with "
+                f"model.align_width"
+            )
+        if model.span_clips is not None and loss.giou_weight:
+            raise ValueError(
+                f"model.span_clips={model.span_clips} chooses clips, which have no GIoU to train; "
+                f"set loss.giou_weight=0, got {loss.giou_weight}"
+            )
+        longest = self.data.max_clips
+        if model.span_clips is not None and (longest is None or longest > model.span_clips):
+            raise ValueError(
+                f"model.span_clips={model.span_clips} needs data.max_clips of at most as many, "
+                f"got {longest}"
+            )
+        if model.text_positions is not None and model.text_positions < self.text.max_tokens:
+            raise ValueError(
+                f"model.text_positions must be at least text.max_tokens={self.text.max_tokens}, "
+                f"got {model.text_positions}"
+            )
+        return self
 
     def path(self, name: str) -> Path:
         """The file that a relative name of this configuration means."""
@@ -291,22 +400,39 @@ def _merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sentence(section: type[Section], item: Any, where: str) -> str:
     """One pydantic error in our words."""
-    keys = [str(part) for part in item["loc"]]
+    inner, keys = _place(section, [str(part) for part in item["loc"]])
     name = ".".join(keys)
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], known := _fields(section, keys[:-1]), 1, 0.0)
+        known = list(inner.model_fields)
+        near = difflib.get_close_matches(keys[-1], known, 1, 0.0)
         hint = f"the nearest is {'.'.join([*keys[:-1], near[0]])!r}" if near else f"known: {known}"
         return f"{where}: unknown key {name!r}; {hint}"
     message = item["msg"].removeprefix("Value error, ")
+    place = f"{where}: {name}" if name else where
     if isinstance(item["input"], Section | dict):
-        return f"{where}: {name}: {message}"
-    return f"{where}: {name}: {message}, got {item['input']!r}"
+        return f"{place}: {message}"
+    return f"{place}: {message}, got {item['input']!r}"
 
 
-def _fields(section: Any, keys: list[str]) -> list[str]:
-    for key in keys:
-        annotation = section.model_fields[key].annotation
-        section = next(
-            (a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")), Section
-        )
-    return list(section.model_fields)
+def _place(section: type[Section], loc: list[str]) -> tuple[type[Section], list[str]]:
+    """The innermost section that an error lies in, and its keys without the tags of unions."""
+    keys = []
+    options: list[type[Section]] = []  # sections that the key before could hold
+    for key in loc:
+        tagged = [o for o in options if o.model_fields["backbone"].default == key]
+        if tagged:
+            section, options = tagged[0], []
+            continue
+        keys.append(key)
+        field = section.model_fields.get(key)
+        options = [] if field is None else _sections(field.annotation)
+        if len(options) == 1:
+            section, options = options[0], []
+    return section, keys
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]

@@ -1,4 +1,4 @@
-"""One training step, one evaluation pass, and the loop around them.
+"""One training step, and the loop around it.
 
 The loop sees only a `Backend`: who am I among how many, sum this over all, keep this checkpoint.
 Ray Train is one (`pipelines.train`), `LocalBackend` the other. What a run computes does not depend
@@ -12,19 +12,17 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shine.checkpoints import Position, load_checkpoint, save_checkpoint
 from shine.config import Config, TrainConfig
 from shine.data.batch import Batch
-from shine.data.dataset import Dataset, collate, collate_inputs
+from shine.data.dataset import Dataset, collate
 from shine.data.loading import Source
 from shine.data.sampler import epoch_batches
 from shine.errors import InputError
@@ -32,7 +30,7 @@ from shine.files import write_whole
 from shine.losses.criterion import Criterion
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
-from shine.spans import temporal_nms, to_moments
+from shine.prediction import predict
 
 logger = logging.getLogger(__name__)
 
@@ -239,62 +237,6 @@ def learning_rate(settings: TrainConfig, epoch: int) -> float:
     """The rate of an epoch counted from 0: a tenth after each `drop_epoch` epochs."""
     drops = epoch // settings.drop_epoch if settings.drop_epoch else 0
     return settings.learning_rate * 0.1**drops
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model answers to the rows of a dataset it was asked."""
-
-    rows: Int[np.ndarray, " row"]
-    moments: Float[np.ndarray, "row slot 2"]  # seconds, best first, within the video
-    scores: Float[np.ndarray, "row slot"]  # in [0, 1], descending; 0 where NMS removed a slot
-    saliency: Float[np.ndarray, "row text clip"]  # logits; NaN on padding
-
-
-@torch.inference_mode()
-def predict(
-    model: nn.Module,
-    dataset: Dataset,
-    rows: Int[np.ndarray, " row"],
-    *,
-    batch_size: int,
-    device: torch.device,
-    nms_threshold: float | None = None,
-) -> Predictions:
-    """Moments and saliency of `rows`, for every text of a row one saliency curve.
-
-    Rows are batched by video, so that each is encoded about once, and come back in their order.
-    """
-    model.eval()
-    order = np.lexsort((dataset.video[rows], dataset.num_clips[rows]))
-    longest = int(dataset.num_clips[rows].max(initial=1))
-    moments, scores, curves = [], [], []
-    for part in np.split(rows[order], range(batch_size, len(rows), batch_size)):
-        inputs = collate_inputs(dataset, part, dataset.text[part]).to(device)
-        outputs = model(inputs)
-        score = outputs.logits[-1].softmax(dim=-1)[..., 0]
-        spans = to_moments(outputs.spans[-1])
-        score, ranked = score.sort(dim=1, descending=True, stable=True)
-        spans = spans.gather(1, ranked[..., None].expand_as(spans))
-        if nms_threshold is not None:
-            keep = temporal_nms(spans, score, nms_threshold)
-            score, ranked = (score * keep).sort(dim=1, descending=True, stable=True)
-            spans = spans.gather(1, ranked[..., None].expand_as(spans))
-        saliency = outputs.saliency.masked_fill(~inputs.clip_mask[inputs.video], torch.nan)
-        missing = longest - saliency.shape[-1]
-        saliency = nn.functional.pad(saliency, (0, missing), value=torch.nan)
-        moments.append(spans.double().cpu().numpy())
-        scores.append(score.double().cpu().numpy())
-        curves.append(saliency.transpose(0, 1).float().cpu().numpy())
-    back = np.argsort(order)
-    ends = np.array([dataset.annotations[row].duration_seconds for row in rows])
-    seconds = np.concatenate(moments)[back] * dataset.extent_seconds[rows, None, None]
-    return Predictions(
-        rows=rows,
-        moments=np.clip(seconds, 0.0, ends[:, None, None]),
-        scores=np.concatenate(scores)[back],
-        saliency=np.concatenate(curves)[back],
-    )
 
 
 def evaluate(

@@ -13,12 +13,13 @@ from shine.config import Config, load_config
 from shine.data.annotations import write_jsonl
 from shine.data.dataset import Dataset
 from shine.data.loading import Source
-from shine.engine import Predictions, local_device, predict
+from shine.engine import local_device
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.negatives import HardNegatives, read_negatives
 from shine.metrics.summary import Answers, Evaluation, evaluate_splits
 from shine.models import build_model
+from shine.prediction import Predictions, predict
 
 EXAMPLES = 3  # queries of each split whose saliency curves are kept
 

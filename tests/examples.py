@@ -65,12 +65,19 @@ def targets(generator, clip_mask, *, texts=5, moments=2, graded=False, dtype=tor
     text_valid = chance((texts, rows), 0.7)
     text_valid[0] = True
     outside = clip_mask & ~inside
+    first = inside.int().argmax(dim=1)
+    last = clips - 1 - inside.flip(1).int().argmax(dim=1)
     return Targets(
         spans=center_width,
         moment_mask=moment_mask,
+        span_clips=torch.stack([first, last], dim=-1)[:, None].expand(-1, moments, -1),
         relevance=(inside * grades).to(dtype),
         inside=inside,
         outside=outside,
+        pairs=torch.stack([inside.int().argmax(dim=1), outside.int().argmax(dim=1)], dim=-1)[
+            :, None
+        ].expand(-1, 2, -1),
+        has_pairs=outside.any(dim=1),
         text_valid=text_valid,
         **counts(moment_mask, outside, text_valid, dtype),
     )
@@ -83,6 +90,7 @@ def counts(moment_mask, outside, text_valid, dtype=torch.float64):
         "num_rows": torch.tensor(len(moment_mask), dtype=dtype),
         "num_moments": moment_mask.sum().to(dtype),
         "num_outside": outside.any(dim=1).sum().to(dtype),
+        "num_pairs": 2 * outside.any(dim=1).sum().to(dtype),
         "num_both": valid @ valid.T,
     }
 

@@ -69,13 +69,17 @@ def targets(values, clip_mask, num_texts):
     return Targets(
         spans=spans,
         moment_mask=moment_mask,
+        span_clips=torch.zeros(*moment_mask.shape, 2, dtype=torch.long),
         relevance=values["saliency_all_labels"].float(),
         inside=inside,
         outside=outside,
+        pairs=torch.stack([values["saliency_pos_labels"], values["saliency_neg_labels"]], -1),
+        has_pairs=torch.ones(rows, dtype=torch.bool),
         text_valid=torch.ones(num_texts, rows, dtype=torch.bool),
         num_rows=torch.tensor(float(rows)),
         num_moments=moment_mask.sum().float(),
         num_outside=outside.any(dim=1).sum().float(),
+        num_pairs=torch.tensor(float(values["saliency_pos_labels"].numel())),
         num_both=torch.full((num_texts, num_texts), float(rows)),
     )
 

@@ -8,9 +8,10 @@ from tiny import tiny_config, tiny_data
 
 from pipelines.train import train_run
 from shine.data.loading import Source
-from shine.engine import LocalBackend, MetricsLog, learning_rate, predict, selection_score, train
+from shine.engine import LocalBackend, MetricsLog, learning_rate, selection_score, train
 from shine.evaluation import evaluate_run, load_run_model
 from shine.models import build_model
+from shine.prediction import predict
 
 
 @pytest.fixture(scope="module")

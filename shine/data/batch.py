@@ -2,7 +2,7 @@
 
 A *row* is one query of one video. The texts of a row are stacked on a leading `text` axis: 0 is the
 row's own query, 1 the query of another video (its partner), 2.. its hard negatives, least altered
-first. Evaluation has text 0 alone.
+first. Evaluation, and a loss that needs no other text, has text 0 alone.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -52,13 +52,18 @@ class Targets(_Movable):
 
     spans: Float[Tensor, "row moment 2"]  # (center, width) in [0, 1] of the video
     moment_mask: Bool[Tensor, "row moment"]
+    span_clips: Int[Tensor, "row moment 2"]  # first and last clip of the moment
     relevance: Float[Tensor, "row clip"]  # graded saliency label, 0 outside; 1 inside by default
     inside: Bool[Tensor, "row clip"]  # clips that overlap a moment
     outside: Bool[Tensor, "row clip"]  # the other real clips
+    # Sampled pairs of clips for the saliency hinge: the first of a pair should score higher.
+    pairs: Int[Tensor, "row pair 2"]
+    has_pairs: Bool[Tensor, " row"]  # False where the row has no clip of a kind; pairs then hold 0
     text_valid: Bool[Tensor, "text row"]  # False where the row lacks that text
     num_rows: Float[Tensor, ""]
     num_moments: Float[Tensor, ""]
     num_outside: Float[Tensor, ""]  # rows with at least one outside clip
+    num_pairs: Float[Tensor, ""]  # pairs of the rows that have them
     num_both: Float[
         Tensor, "text text"
     ]  # rows that have both texts; the diagonal: rows that have one
@@ -73,9 +78,21 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Unit vectors of a space where matched slots should lie near the tokens of their query."""
+
+    slots: Float[Tensor, "layer row slot align"]
+    tokens: Float[Tensor, "row token align"]
+    clips: Float[Tensor, "row clip align"]  # published, but part of no loss
+    token_mask: Bool[Tensor, "row token"]
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What the model answers."""
 
     logits: Float[Tensor, "layer row slot 2"]  # class 0 is foreground
     spans: Float[Tensor, "layer row slot 2"]  # (center, width); the last layer is the prediction
     saliency: Float[Tensor, "text row clip"]  # logits; padding clips hold anything
+    ends: Float[Tensor, "layer row slot 2 choice"] | None = None  # logits of first and last clip
+    alignment: Alignment | None = None

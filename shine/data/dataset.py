@@ -36,6 +36,8 @@ class Dataset:
     moments: Float[np.ndarray, "row moment 2"]  # seconds, clamped to the video, for training
     annotated: Float[np.ndarray, "row moment 2"]  # seconds, as annotated, for evaluation
     moment_mask: Bool[np.ndarray, "row moment"]
+    span_clips: Int[np.ndarray, "row moment 2"]  # first and last clip of each moment for training
+    relevance: Int[np.ndarray, "row clip"]  # graded label, 0 outside the moments
     inside: Bool[np.ndarray, "row clip"]  # clips that overlap a moment, up to the longest video
     has_outside: Bool[np.ndarray, " row"]
     num_clamped: int  # rows with a moment that ends after its video
@@ -64,7 +66,8 @@ class Dataset:
         num_clips = np.array([store.num_clips(annotation.vid) for annotation in annotations])
         moments, moment_mask = _pad_moments([row[:max_moments] for row in clamped])
         clip_seconds = _clip_seconds(durations, num_clips, store.manifest["clip_seconds"])
-        inside = _inside(*_pad_moments(clamped), clip_seconds, num_clips)  # of cut moments too
+        ends = _end_clips(_pad_moments(clamped)[0], clip_seconds, num_clips)  # of cut moments too
+        inside = _inside(ends, _pad_moments(clamped)[1], num_clips)
 
         found = [(negatives or {}).get(annotation.qid) for annotation in annotations]
         queries = [
@@ -89,6 +92,8 @@ class Dataset:
             moments=moments,
             annotated=_pad_moments([row.moments[:max_moments] for row in annotations])[0],
             moment_mask=moment_mask,
+            span_clips=ends[:, : moments.shape[1]],
+            relevance=inside.astype(np.int64),
             inside=inside,
             has_outside=inside.sum(axis=1) < num_clips,
             num_clamped=sum(
@@ -162,6 +167,10 @@ def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int)
     real = inputs.clip_mask[inputs.video].numpy()
     inside = dataset.inside[rows, : real.shape[1]]
     moments = dataset.moments[rows] / dataset.extent_seconds[rows, None, None]
+    outside = real & ~inside
+    draws = batch.draws[mine]
+    above = np.stack([_draw(inside, draws[:, 0]), _draw(inside, draws[:, 1])], axis=1)
+    below = np.stack([_draw(outside, draws[:, 2]), _draw(outside, draws[:, 3])], axis=1)
     counts = valid.astype(np.float64)
 
     def count(value: Any) -> torch.Tensor:
@@ -170,13 +179,17 @@ def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int)
     targets = Targets(
         spans=to_spans(torch.from_numpy(moments)).float(),
         moment_mask=torch.from_numpy(dataset.moment_mask[rows]),
-        relevance=torch.from_numpy(inside.astype(np.float32)),
+        span_clips=torch.from_numpy(dataset.span_clips[rows]),
+        relevance=torch.from_numpy(dataset.relevance[rows, : real.shape[1]].astype(np.float32)),
         inside=torch.from_numpy(inside),
-        outside=torch.from_numpy(real & ~inside),
+        outside=torch.from_numpy(outside),
+        pairs=torch.from_numpy(np.stack([above, below], axis=-1)),
+        has_pairs=torch.from_numpy(dataset.has_outside[rows]),
         text_valid=torch.from_numpy(np.ascontiguousarray(valid[mine].T)),
         num_rows=count(len(batch.rows)),
         num_moments=count(dataset.moment_mask[batch.rows].sum()),
         num_outside=count(dataset.has_outside[batch.rows].sum()),
+        num_pairs=count(2 * dataset.has_outside[batch.rows].sum()),
         num_both=count(counts.T @ counts),
     )
     return Batch(inputs, targets)
@@ -210,14 +223,27 @@ def _clip_seconds(durations: np.ndarray, num_clips: np.ndarray, nominal: float) 
     return np.where(agrees, nominal, durations / num_clips)
 
 
-def _inside(
-    moments: np.ndarray, mask: np.ndarray, clip_seconds: np.ndarray, num_clips: np.ndarray
-) -> Bool[np.ndarray, "row clip"]:
-    """Clips that overlap a moment: floor(start / clip) to ceil(end / clip) - 1, in the video."""
+def _end_clips(
+    moments: np.ndarray, clip_seconds: np.ndarray, num_clips: np.ndarray
+) -> Int[np.ndarray, "row moment 2"]:
+    """First and last clip that overlap a moment: floor(start / clip) to ceil(end / clip) - 1."""
     scaled = moments / clip_seconds[:, None, None]
     last_clip = num_clips[:, None] - 1
     first = np.minimum(np.floor(scaled[..., 0]), last_clip)
     last = np.clip(np.ceil(scaled[..., 1]) - 1, first, last_clip)
+    return np.stack([first, last], axis=-1).astype(np.int64)
+
+
+def _inside(
+    ends: np.ndarray, mask: np.ndarray, num_clips: np.ndarray
+) -> Bool[np.ndarray, "row clip"]:
+    """True on the clips of a moment, up to the longest video."""
     clip = np.arange(num_clips.max(initial=1))
-    hit = (clip >= first[..., None]) & (clip <= last[..., None]) & mask[..., None]
+    hit = (clip >= ends[..., :1]) & (clip <= ends[..., 1:]) & mask[..., None]
     return hit.any(axis=1)
+
+
+def _draw(mask: Bool[np.ndarray, "row clip"], draws: np.ndarray) -> Int[np.ndarray, " row"]:
+    """One clip of the mask of each row, chosen by a number in [0, 1); 0 where the mask is empty."""
+    wanted = np.floor(draws * mask.sum(axis=1))
+    return ((mask.cumsum(axis=1) > wanted[:, None]) & mask).argmax(axis=1)

@@ -7,15 +7,16 @@ Nothing here knows of workers: `GlobalBatch` is what a step of the whole run con
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """The rows of one step and, for each, the row whose query serves as its negative query."""
+    """The rows of one step with, for each, the row whose query serves as its negative query."""
 
     rows: Int[np.ndarray, " row"]
     partners: Int[np.ndarray, " row"]  # -1 where the batch has no other video with another text
+    draws: Float[np.ndarray, "row 4"]  # in [0, 1), for what else a step chooses at random
 
 
 def epoch_batches(
@@ -43,6 +44,7 @@ def epoch_batches(
         epoch: counted from 0.
     """
     random = np.random.default_rng([seed, epoch])
+    draws = np.random.default_rng([seed, epoch, 1]).random((len(lengths), 4))  # of each row
     order = random.permutation(len(lengths))
     window = batch_size * bucket_batches
     order = np.concatenate(
@@ -53,7 +55,7 @@ def epoch_batches(
     )
     batches = np.split(order, range(batch_size, len(order), batch_size))
     return [
-        GlobalBatch(rows, partners(videos[rows], texts[rows], rows, random))
+        GlobalBatch(rows, partners(videos[rows], texts[rows], rows, random), draws[rows])
         for rows in (batches[index] for index in random.permutation(len(batches)))
     ]
 

@@ -1,14 +1,16 @@
 """Grounding networks: a configuration class names its backbone."""
 
+from collections.abc import Callable
+
 from torch import nn
 
-from shine.config import QdDetrConfig
+from shine.config import DetrConfig, QdDetrConfig
 from shine.models.qd_detr import QdDetr
 
-BACKBONES = {QdDetrConfig: QdDetr}
+BACKBONES: dict[type[DetrConfig], Callable[..., nn.Module]] = {QdDetrConfig: QdDetr}
 
 
-def build_model(config: QdDetrConfig, *, clip_width: int, token_width: int) -> nn.Module:
+def build_model(config: DetrConfig, *, clip_width: int, token_width: int) -> nn.Module:
     """The freshly initialised backbone that `config` describes.
 
     Args:

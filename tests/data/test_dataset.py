@@ -25,7 +25,8 @@ def dataset(root):
 
 def batch_of(rows, partners=None):
     rows = np.array(rows)
-    return GlobalBatch(rows, np.array(partners) if partners else np.roll(rows, -1))
+    draws = np.random.default_rng(0).random((len(rows), 4))
+    return GlobalBatch(rows, np.array(partners) if partners else np.roll(rows, -1), draws)
 
 
 def rewritten(root, tmp_path, change):
