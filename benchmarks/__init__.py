@@ -1,0 +1,1 @@
+"""Measurements of speed, and the plain implementation that they compare with."""
