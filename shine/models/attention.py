@@ -27,7 +27,7 @@ class Attend(nn.Module):
         query: Float[Tensor, "*rows query width"],
         key: Float[Tensor, "*rows key width"],
         value: Float[Tensor, "*rows key hidden"],
-        mask: Bool[Tensor, "*rows key"] | None = None,
+        mask: Bool[Tensor, "*rows #head #query key"] | None = None,
     ) -> Float[Tensor, "*rows query hidden"]:
         """One vector per query.
 
@@ -35,12 +35,12 @@ class Attend(nn.Module):
             query: what asks.
             key: what is compared with it; as wide.
             value: what is averaged.
-            mask: True on real keys, at least one per row. None: all are real.
+            mask: True on the keys that a query sees, at least one. None: it sees all.
         """
         lead = query.shape[:-1]
         query, key, value = self._split(query), self._split(key), self._split(value)
         if mask is not None:
-            mask = mask.flatten(0, -2)[:, None, None]  # [rows, 1, 1, key]
+            mask = mask.flatten(0, -4)
         rate = self.dropout.rate if self.training else 0.0
         if rate and query.device.type == "cpu":
             scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
@@ -60,7 +60,7 @@ class Attend(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Clips look at each other: queries and keys see the position, values do not."""
+    """Places look at each other: queries and keys see the position, values do not."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -71,17 +71,19 @@ class SelfAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "text row clip hidden"],
-        position: Float[Tensor, "row clip hidden"],
-        mask: Bool[Tensor, "row clip"],
-    ) -> Float[Tensor, "text row clip hidden"]:
+        x: Float[Tensor, "*rows place hidden"],
+        position: Float[Tensor, "*#rows place hidden"],
+        mask: Bool[Tensor, "*#rows place"] | None = None,
+    ) -> Float[Tensor, "*rows place hidden"]:
         """The attention branch alone, without residual or norm."""
         query, key = self.query_key(x + position).chunk(2, dim=-1)
-        return self.out(self.attend(query, key, self.value(x), mask.expand(x.shape[:-1])))
+        if mask is not None:
+            mask = mask.expand(x.shape[:-1])[..., None, None, :]
+        return self.out(self.attend(query, key, self.value(x), mask))
 
 
 class CrossAttention(nn.Module):
-    """Clips look at the tokens of a query: queries see the position, keys and values do not."""
+    """Places look at a memory: queries see their position, keys theirs, values none."""
 
     def __init__(self, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -92,12 +94,19 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "#text row clip hidden"],
-        position: Float[Tensor, "row clip hidden"],
-        tokens: Float[Tensor, "text row token hidden"],
-        mask: Bool[Tensor, "text row token"],
-    ) -> Float[Tensor, "text row clip hidden"]:
-        """The attention branch alone; clips that all texts share are projected once."""
-        query = self.query(x + position).expand(len(tokens), -1, -1, -1)
-        key, value = self.key_value(tokens).chunk(2, dim=-1)
+        x: Float[Tensor, "*#rows place hidden"],
+        position: Float[Tensor, "*#rows place hidden"],
+        memory: Float[Tensor, "*rows key hidden"],
+        memory_position: Float[Tensor, "*#rows key hidden"] | None,
+        mask: Bool[Tensor, "*rows #head #place key"],
+    ) -> Float[Tensor, "*rows place hidden"]:
+        """The attention branch alone; places that several memories share are projected once."""
+        query = self.query(x + position)
+        query = query.expand(*memory.shape[:-2], -1, -1)
+        if memory_position is None:
+            key, value = self.key_value(memory).chunk(2, dim=-1)
+        else:
+            weight, bias = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
+            key = F.linear(memory + memory_position, weight[0], bias[0])
+            value = F.linear(memory, weight[1], bias[1])
         return self.out(self.attend(query, key, value, mask))

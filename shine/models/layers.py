@@ -116,12 +116,14 @@ class Mlp(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """`W_2 dropout(prelu(W_1 x))`, the slope of PReLU learned (one number)."""
+    """`W_2 dropout(activation(W_1 x))`."""
 
-    def __init__(self, hidden: int, feedforward: int, dropout: float) -> None:
+    def __init__(
+        self, hidden: int, feedforward: int, dropout: float, activation: nn.Module
+    ) -> None:
         super().__init__()
         self.grow = xavier_linear(hidden, feedforward)
-        self.activation = PReLU()
+        self.activation = activation
         self.dropout = Dropout(dropout)
         self.shrink = xavier_linear(feedforward, hidden)
 
@@ -148,3 +150,19 @@ class Projection(nn.Module):
         for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
             x = linear(self.dropout(norm(F.relu(x) if i else x)))
         return x
+
+
+class TokenPosition(nn.Module):
+    """`dropout(LN(x + E_place))`, E a learned table: a position that knows its token as well."""
+
+    def __init__(self, places: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(places, hidden))
+        self.norm = nn.LayerNorm(hidden)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, tokens: Float[Tensor, "*rows token hidden"]
+    ) -> Float[Tensor, "*rows token hidden"]:
+        """Positions of projected tokens; no more of them than the table has places."""
+        return self.dropout(self.norm(tokens + self.table[: tokens.shape[-2]]))

@@ -6,16 +6,15 @@ slots proposes spans.
 
 Departures from the published code:
   All texts of a row go through one encoder pass, and only the row's own query is decoded.
-  Tokens are masked by the padding of their own text alone; the published code also hides tokens by
-  the padding of other rows, so its scores depend on the batch.
+  Tokens are masked by the padding of their own text alone, and their positions are those of their
+  own text; `compat: reference` brings back both published rules (`tiled_mask`, `_token_position`).
   The width that divides the anchor modulation stays at or above 1e-3.
-  Modules that would get no gradient (text positions, the last refinement) do not exist.
+  Norm before the branches works; there the text layers read unnormalised tokens, and the clips are
+  normalised once more after the video layers.
+  Modules that no run uses (text positions where they are off, the last refinement) do not exist.
 """
 
-import logging
 import math
-import re
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,11 +22,19 @@ from torch import Tensor, nn
 
 from shine.config import QdDetrConfig
 from shine.data.batch import Inputs, Outputs
-from shine.models.attention import Attend, CrossAttention, SelfAttention
-from shine.models.layers import Dropout, FeedForward, Mlp, Projection, xavier_linear
-from shine.models.position import anchor_position, clip_position
-
-logger = logging.getLogger(__name__)
+from shine.models.attention import Attend, CrossAttention
+from shine.models.layers import (
+    Dropout,
+    FeedForward,
+    Mlp,
+    PReLU,
+    Projection,
+    TokenPosition,
+    xavier_linear,
+)
+from shine.models.position import anchor_position, clip_position, likeliest_span
+from shine.models.published import COMMON, Names, cross_attention, layers
+from shine.models.transformer import EncoderLayer
 
 SMALLEST = 1e-3  # of a width that divides, and of both shares of a logit
 
@@ -36,7 +43,7 @@ class QdDetr(nn.Module):
     """Clips and tokens in, a saliency per clip and spans with foreground logits out.
 
     Args:
-        config: sizes.
+        config: sizes and options.
         clip_width: columns of a clip vector, temporal end points included.
         token_width: columns of a token vector.
     """
@@ -45,32 +52,55 @@ class QdDetr(nn.Module):
         super().__init__()
         hidden, blocks = config.hidden, config.input_projections
         layers = range(config.encoder_layers)
+        self.config = config
         self.clip_projection = Projection(clip_width, hidden, blocks, config.input_dropout)
         self.token_projection = Projection(token_width, hidden, blocks, config.input_dropout)
+        self.token_position = (
+            TokenPosition(config.text_positions, hidden, config.input_dropout)
+            if config.text_positions
+            else None
+        )
         self.global_content = nn.Parameter(torch.randn(hidden))
         self.global_position = nn.Parameter(torch.randn(hidden))
         self.text_layers = nn.ModuleList(TextLayer(config) for _ in layers)
-        self.video_layers = nn.ModuleList(VideoLayer(config) for _ in layers)
+        self.video_layers = nn.ModuleList(EncoderLayer(config, PReLU()) for _ in layers)
+        self.video_norm = nn.LayerNorm(hidden) if config.norm == "pre" else nn.Identity()
         self.saliency_clip = nn.Linear(hidden, hidden)
         self.saliency_global = nn.Linear(hidden, hidden)
         self.decoder = Decoder(config)
-        self.span_head = Mlp([hidden, hidden, hidden, 2], xavier=False)
+        self.span_head = Mlp([hidden, hidden, hidden, 2 * (config.span_clips or 1)], xavier=False)
         self.label_head = nn.Linear(hidden, 2)
+
+    @property
+    def published_names(self) -> Names:
+        """See `shine.models.published`."""
+        return PUBLISHED
 
     def forward(self, inputs: Inputs) -> Outputs:
         """Saliency for every text; spans and logits for text 0, one set per decoder layer."""
+        return self.ground(self.clip_projection(inputs.clips), inputs)
+
+    def ground(self, clips: Float[Tensor, "video clip hidden"], inputs: Inputs) -> Outputs:
+        """What `forward` gives, from clips that were projected before."""
         clip_mask = inputs.clip_mask.index_select(0, inputs.video)  # [row, clip]
-        clips = self.clip_projection(inputs.clips).index_select(0, inputs.video)
+        clips = clips.index_select(0, inputs.video)
         position = clip_position(inputs.clip_mask, clips.shape[-1], clips.dtype)
         position = position.index_select(0, inputs.video)  # [row, clip, hidden]
 
         sequence, position = self._encode(clips, position, clip_mask, inputs)
         summary, memory = sequence[:, :, 0], sequence[:, :, 1:]
-        slots, spans = self.decoder(memory[0], position[:, 1:], clip_mask)
+        slots, anchors = self.decoder(memory[0], position[:, 1:], clip_mask)
+        spans, ends = self.span_head(slots), None
+        if self.config.span_clips is None:
+            spans = (spans + _logit(anchors)).sigmoid()
+        else:
+            ends = spans.unflatten(-1, (2, -1))
+            spans = likeliest_span(ends, clip_mask.sum(dim=1))
         return Outputs(
             logits=self.label_head(slots),
-            spans=(self.span_head(slots) + _logit(spans)).sigmoid(),
+            spans=spans,
             saliency=self._saliency(memory, summary),
+            ends=ends,
         )
 
     def _encode(
@@ -82,16 +112,30 @@ class QdDetr(nn.Module):
     ) -> tuple[Float[Tensor, "text row place hidden"], Float[Tensor, "row place hidden"]]:
         """The global vector and the clips, as each text shapes them, and their positions."""
         tokens = self.token_projection(inputs.tokens)
+        token_position = self._token_position(tokens)
+        if self.config.compat == "reference":
+            seen = tiled_mask(clip_mask, inputs.token_mask, self.config.heads)
+        else:
+            seen = inputs.token_mask[..., None, None, :]  # [text, row, head, clip, token]
         clips = clips[None]  # [1, row, clip, hidden]: one for all texts until they meet a text
         for layer in self.text_layers:
-            clips = layer(clips, position, tokens, inputs.token_mask)
+            clips = layer(clips, position, tokens, token_position, seen)
         texts, rows = clips.shape[:2]
         sequence = torch.cat([self.global_content.expand(texts, rows, 1, -1), clips], dim=2)
         position = torch.cat([self.global_position.expand(rows, 1, -1), position], dim=1)
         mask = torch.cat([clip_mask.new_ones(rows, 1), clip_mask], dim=1)  # [row, 1 + clip]
         for layer in self.video_layers:
             sequence = layer(sequence, position, mask)
-        return sequence, position
+        return self.video_norm(sequence), position
+
+    def _token_position(
+        self, tokens: Float[Tensor, "text row token hidden"]
+    ) -> Float[Tensor, "#text row token hidden"] | None:
+        """Positions of the tokens; as published, all texts of a row have those of its query."""
+        if self.token_position is None:
+            return None
+        own = self.config.compat == "reference"
+        return self.token_position(tokens[:1] if own else tokens)
 
     def _saliency(
         self,
@@ -111,49 +155,56 @@ class TextLayer(nn.Module):
     """Each clip takes in the tokens of a query.
 
     With `a = x + attention(x, tokens)`: `LN2(a + FFN(LN1(a)))`. The residual of the feed-forward
-    branch is not normalised.
+    branch is not normalised. Norm before each branch: `a = x + attention(LN1(x), tokens)`,
+    `a + FFN(LN2(a))`.
     """
 
     def __init__(self, config: QdDetrConfig) -> None:
         super().__init__()
         self.attention = CrossAttention(config.hidden, config.heads, config.dropout)
-        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
+        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout, PReLU())
         self.norm1 = nn.LayerNorm(config.hidden)
         self.norm2 = nn.LayerNorm(config.hidden)
         self.dropout = Dropout(config.dropout)
+        self.norm_first = config.norm == "pre"
 
     def forward(
         self,
         clips: Float[Tensor, "#text row clip hidden"],
         position: Float[Tensor, "row clip hidden"],
         tokens: Float[Tensor, "text row token hidden"],
-        token_mask: Bool[Tensor, "text row token"],
+        token_position: Float[Tensor, "#text row token hidden"] | None,
+        seen: Bool[Tensor, "text row #head #clip token"],
     ) -> Float[Tensor, "text row clip hidden"]:
-        """The clips of each row under each text."""
-        clips = clips + self.dropout(self.attention(clips, position, tokens, token_mask))
+        """The clips of each row under each text; `seen` is True on tokens that a clip may see."""
+        memory = (tokens, token_position, seen)
+        if self.norm_first:
+            clips = clips + self.dropout(self.attention(self.norm1(clips), position, *memory))
+            return clips + self.dropout(self.feedforward(self.norm2(clips)))
+        clips = clips + self.dropout(self.attention(clips, position, *memory))
         return self.norm2(clips + self.dropout(self.feedforward(self.norm1(clips))))
 
 
-class VideoLayer(nn.Module):
-    """Clips and the global vector look at each other: a post-norm transformer layer."""
+def tiled_mask(
+    clip_mask: Bool[Tensor, "row clip"], token_mask: Bool[Tensor, "text row token"], heads: int
+) -> Bool[Tensor, "text row head clip token"]:
+    """Which tokens each clip sees in the published code, whose mask is tiled in the wrong order.
 
-    def __init__(self, config: QdDetrConfig) -> None:
-        super().__init__()
-        self.attention = SelfAttention(config.hidden, config.heads, config.dropout)
-        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
-        self.norm1 = nn.LayerNorm(config.hidden)
-        self.norm2 = nn.LayerNorm(config.hidden)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(
-        self,
-        x: Float[Tensor, "text row place hidden"],
-        position: Float[Tensor, "row place hidden"],
-        mask: Bool[Tensor, "row place"],
-    ) -> Float[Tensor, "text row place hidden"]:
-        """The sequence after one layer."""
-        x = self.norm1(x + self.dropout(self.attention(x, position, mask)))
-        return self.norm2(x + self.dropout(self.feedforward(x)))
+    Head h of sample b also hides, from the clips that are padding in sample `(b heads + h) mod N`,
+    the tokens that are padding there. N counts the samples of a pass: the published code encodes
+    queries, partners and all hard negatives (level by level) in three passes.
+    """
+    passes = [token_mask[:1], token_mask[1:2], token_mask[2:]]
+    seen = []
+    for tokens in (tokens for tokens in passes if tokens.numel()):
+        samples = tokens.flatten(0, 1)  # [sample, token]
+        count = len(samples)
+        sample = torch.arange(count * heads, device=tokens.device).view(count, heads) % count
+        padding = ~clip_mask.repeat(len(tokens), 1)[sample]  # [sample, head, clip]
+        hidden = padding[..., None] & ~samples[sample][:, :, None]
+        own = samples[:, None, None] & ~hidden  # [sample, head, clip, token]
+        seen.append(own.unflatten(0, tokens.shape[:2]))
+    return torch.cat(seen) if seen else token_mask[:, :, None, None]
 
 
 class Decoder(nn.Module):
@@ -167,6 +218,7 @@ class Decoder(nn.Module):
             DecoderLayer(config, first=i == 0) for i in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(hidden)
+        self.smallest = 0.0 if config.compat == "reference" else SMALLEST
         self.anchor_head = Mlp([hidden, hidden, hidden], xavier=True)
         self.width_head = Mlp([hidden, hidden, 1], xavier=True)
         if config.decoder_layers > 1:
@@ -188,7 +240,7 @@ class Decoder(nn.Module):
         for i, layer in enumerate(self.layers):
             waves = anchor_position(span, hidden)
             where = self.anchor_head(waves)
-            scale = self.width_head(slots).sigmoid() / span[..., 1:].clamp(min=SMALLEST)
+            scale = self.width_head(slots).sigmoid() / span[..., 1:].clamp(min=self.smallest)
             if i > 0:
                 scale = scale * self.scale_head(slots)
             slots = layer(slots, where, waves * scale, memory, position, mask)
@@ -201,7 +253,7 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Slots look at each other, then at the clips, then each at itself; post-norm.
+    """Slots look at each other, then at the clips, then each at itself.
 
     In the second step every head compares content with content and place with place: its query is
     `[content ; waves of the anchor]`, its key `[content ; position of the clip]`. Only the first
@@ -223,11 +275,12 @@ class DecoderLayer(nn.Module):
         self.clip_place = xavier_linear(hidden, hidden)
         self.clip_attend = Attend(heads, dropout)
         self.clip_out = xavier_linear(hidden, hidden, zero_bias=True)
-        self.feedforward = FeedForward(hidden, config.feedforward, dropout)
+        self.feedforward = FeedForward(hidden, config.feedforward, dropout, PReLU())
         self.norm1 = nn.LayerNorm(hidden)
         self.norm2 = nn.LayerNorm(hidden)
         self.norm3 = nn.LayerNorm(hidden)
         self.dropout = Dropout(dropout)
+        self.norm_first = config.norm == "pre"
 
     def forward(
         self,
@@ -248,9 +301,13 @@ class DecoderLayer(nn.Module):
             position: their positions.
             mask: True on real clips.
         """
+        clips = (where, waves, memory, position, mask)
+        if self.norm_first:
+            slots = slots + self.dropout(self._look_at_slots(self.norm1(slots), where))
+            slots = slots + self.dropout(self._look_at_clips(self.norm2(slots), *clips))
+            return slots + self.dropout(self.feedforward(self.norm3(slots)))
         slots = self.norm1(slots + self.dropout(self._look_at_slots(slots, where)))
-        seen = self._look_at_clips(slots, where, waves, memory, position, mask)
-        slots = self.norm2(slots + self.dropout(seen))
+        slots = self.norm2(slots + self.dropout(self._look_at_clips(slots, *clips)))
         return self.norm3(slots + self.dropout(self.feedforward(slots)))
 
     def _look_at_slots(self, slots: Tensor, where: Tensor) -> Tensor:
@@ -277,7 +334,7 @@ class DecoderLayer(nn.Module):
                 self._per_head(query, self.query_waves(waves)),
                 self._per_head(key, place),
                 value,
-                mask,
+                mask[:, None, None],
             )
         )
 
@@ -294,78 +351,38 @@ def _logit(share: Tensor) -> Tensor:
     return torch.log(share.clamp(min=SMALLEST) / (1 - share).clamp(min=SMALLEST))
 
 
-# Published name -> ours, applied in turn. `@n` is the place among entries that we hold as one.
-_RENAMES = (
-    (r"^global_rep_token", "global_content"),
-    (r"^global_rep_pos", "global_position"),
-    (r"^query_embed\.weight", "decoder.anchors"),
-    (r"^class_embed", "label_head"),
-    (r"^span_embed", "span_head"),
-    (r"^saliency_proj1", "saliency_clip"),
-    (r"^saliency_proj2", "saliency_global"),
-    (r"^input_vid_proj", "clip_projection"),
-    (r"^input_txt_proj", "token_projection"),
-    (r"_projection\.(\d+)\.LayerNorm", r"_projection.norms.\1"),
-    (r"_projection\.(\d+)\.net\.1", r"_projection.linears.\1"),
-    (r"^transformer\.t2v_encoder\.layers", "text_layers"),
-    (r"^transformer\.encoder\.layers", "video_layers"),
-    (r"^transformer\.decoder", "decoder"),
-    (r"^(text_layers\.\d+)\.self_attn\.query", r"\1.attention.query"),
-    (r"^(text_layers\.\d+)\.self_attn\.key", r"\1.attention.key_value@0"),
-    (r"^(text_layers\.\d+)\.self_attn\.value", r"\1.attention.key_value@1"),
-    (r"^(video_layers\.\d+)\.self_attn\.query", r"\1.attention.query_key@0"),
-    (r"^(video_layers\.\d+)\.self_attn\.key", r"\1.attention.query_key@1"),
-    (r"^(video_layers\.\d+)\.self_attn\.value", r"\1.attention.value"),
-    (r"^((?:text|video)_layers\.\d+)\.self_attn\.out_proj", r"\1.attention.out"),
-    (r"^decoder\.ref_point_head", "decoder.anchor_head"),
-    (r"^decoder\.ref_anchor_head", "decoder.width_head"),
-    (r"^decoder\.query_scale", "decoder.scale_head"),
-    (r"^decoder\.bbox_embed", "decoder.refine_head"),
-    (r"\.sa_qcontent_proj", ".slot_content@0"),
-    (r"\.sa_kcontent_proj", ".slot_content@1"),
-    (r"\.sa_v_proj", ".slot_content@2"),
-    (r"\.sa_qpos_proj", ".slot_place@0"),
-    (r"\.sa_kpos_proj", ".slot_place@1"),
-    (r"\.self_attn\.out_proj", ".slot_out"),
-    (r"\.ca_qcontent_proj", ".query_content"),
-    (r"\.ca_qpos_proj", ".query_place"),
-    (r"\.ca_qpos_sine_proj", ".query_waves"),
-    (r"\.ca_kcontent_proj", ".clip_content@0"),
-    (r"\.ca_v_proj", ".clip_content@1"),
-    (r"\.ca_kpos_proj", ".clip_place"),
-    (r"\.cross_attn\.out_proj", ".clip_out"),
-    (r"\.linear1", ".feedforward.grow"),
-    (r"\.linear2", ".feedforward.shrink"),
-    (r"\.activation\.weight", ".feedforward.activation.slope"),
+def _decoder_layer(ours: str, *theirs: str) -> tuple[str, tuple[str, ...]]:
+    stem = r"transformer.decoder.layers.\1."
+    return rf"decoder\.layers\.(\d+)\.{ours}\.(\w+)", tuple(rf"{stem}{name}.\2" for name in theirs)
+
+
+# The published names of QD-DETR and SHINE (shine.models.published).
+PUBLISHED: Names = (
+    *COMMON,
+    ("global_content", ("global_rep_token",)),
+    ("global_position", ("global_rep_pos",)),
+    (r"saliency_clip\.(\w+)", (r"saliency_proj1.\1",)),
+    (r"saliency_global\.(\w+)", (r"saliency_proj2.\1",)),
+    *cross_attention(
+        r"text_layers\.(\d+)\.attention", r"transformer.t2v_encoder.layers.\1.self_attn"
+    ),
+    *layers("text_layers", "transformer.t2v_encoder.layers"),
+    *layers("video_layers", "transformer.encoder.layers"),
+    (r"video_norm\.(\w+)", (r"transformer.encoder.norm.\1",)),
+    (r"decoder\.anchors", ("query_embed.weight",)),
+    (r"decoder\.norm\.(\w+)", (r"transformer.decoder.norm.\1",)),
+    (r"decoder\.anchor_head\.(.+)", (r"transformer.decoder.ref_point_head.\1",)),
+    (r"decoder\.width_head\.(.+)", (r"transformer.decoder.ref_anchor_head.\1",)),
+    (r"decoder\.scale_head\.(.+)", (r"transformer.decoder.query_scale.\1",)),
+    (r"decoder\.refine_head\.(.+)", (r"transformer.decoder.bbox_embed.\1",)),
+    _decoder_layer("slot_content", "sa_qcontent_proj", "sa_kcontent_proj", "sa_v_proj"),
+    _decoder_layer("slot_place", "sa_qpos_proj", "sa_kpos_proj"),
+    _decoder_layer("slot_out", "self_attn.out_proj"),
+    _decoder_layer("query_content", "ca_qcontent_proj"),
+    _decoder_layer("query_place", "ca_qpos_proj"),
+    _decoder_layer("query_waves", "ca_qpos_sine_proj"),
+    _decoder_layer("clip_content", "ca_kcontent_proj", "ca_v_proj"),
+    _decoder_layer("clip_place", "ca_kpos_proj"),
+    _decoder_layer("clip_out", "cross_attn.out_proj"),
+    *layers(r"decoder\.layers", "transformer.decoder.layers"),
 )
-
-
-def reference_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published `state_dict` of QD-DETR or SHINE under this module's parameter names.
-
-    The result loads strictly into a `QdDetr` of the same sizes. Entries without a counterpart
-    (text positions; with one decoder layer also the heads that scale and refine) are left out and
-    their names are logged.
-    """
-    unused = [key for key in state if key.startswith("txt_position_embed.")]
-    if not any(key.startswith("transformer.decoder.layers.1.") for key in state):
-        unused += [key for key in state if re.search(r"\.(query_scale|bbox_embed)\.", key)]
-    if unused:
-        logger.info("published entries without a counterpart: %s", ", ".join(unused))
-
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        if key in unused:
-            continue
-        packed = re.sub(r"in_proj_(weight|bias)$", r"{}.\1", key)
-        roles = ("query", "key", "value") if packed != key else ("",)
-        for role, part in zip(roles, value.chunk(len(roles)), strict=True):
-            name = packed.format(role)
-            for pattern, ours in _RENAMES:
-                name = re.sub(pattern, ours, name)
-            whole, place = re.sub(r"@\d", "", name), re.findall(r"@\d", name)
-            parts.setdefault(whole, {})["".join(place)] = part
-    return {
-        name: torch.cat([pieces[place] for place in sorted(pieces)])
-        for name, pieces in parts.items()
-    }
