@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from shine.errors import InputError
 from shine.files import write_whole
@@ -24,6 +24,9 @@ class Annotation:
     duration_seconds: float
     moments: tuple[Moment, ...]  # may end after the video; clamp for training, not for evaluation
     negatives: tuple[str, ...] = ()  # hard negatives in the file itself, least altered first
+    # Highlight labels of QVHighlights; both empty where the file has none.
+    clip_ids: tuple[int, ...] = ()  # 2 s clips with a label
+    clip_scores: tuple[tuple[int, ...], ...] = ()  # of each such clip, one from every annotator
 
 
 def read_annotations(path: str | Path) -> list[Annotation]:
@@ -100,6 +103,9 @@ def to_record(annotation: Annotation) -> dict[str, Any]:
     }
     if annotation.negatives:
         record["recomposed_queries"] = list(annotation.negatives)
+    if annotation.clip_ids:
+        record["relevant_clip_ids"] = list(annotation.clip_ids)
+        record["saliency_scores"] = [list(scores) for scores in annotation.clip_scores]
     return record
 
 
@@ -138,6 +144,7 @@ def _annotation(record: dict[str, Any], where: str) -> Annotation:
     windows = record["relevant_windows"]
     if not isinstance(windows, list) or not windows:
         raise InputError(f"{where}: expected relevant_windows [[start, end], ...], got {windows!r}")
+    clip_ids, clip_scores = _highlights(record, where)
     return Annotation(
         qid=qid,
         vid=vid,
@@ -145,6 +152,8 @@ def _annotation(record: dict[str, Any], where: str) -> Annotation:
         duration_seconds=duration,
         moments=tuple(_moment(window, duration, f"{where}, query {qid}") for window in windows),
         negatives=_negatives(record.get("recomposed_queries"), where),
+        clip_ids=clip_ids,
+        clip_scores=clip_scores,
     )
 
 
@@ -172,6 +181,41 @@ def _negatives(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise InputError(f"{where}: expected recomposed_queries as a list of sentences")
     return tuple(value)
+
+
+def _highlights(
+    record: dict[str, Any], where: str
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The clips of a record that annotators scored, and their scores."""
+    ids, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
+    if ids is None and scores is None:
+        return (), ()
+    if not _whole_numbers(ids) or len(set(ids)) != len(ids):
+        raise InputError(
+            f"{where}: expected relevant_clip_ids as a list of clip numbers from 0, none twice; "
+            f"got {ids!r}"
+        )
+    if not isinstance(scores, list) or not all(map(_whole_numbers, scores)):
+        raise InputError(
+            f"{where}: expected saliency_scores as a list with the scores of each clip, got "
+            f"{scores!r}"
+        )
+    if len(scores) != len(ids):
+        raise InputError(
+            f"{where}: expected as many saliency_scores as relevant_clip_ids, got {len(scores)} "
+            f"and {len(ids)}"
+        )
+    if len({len(row) for row in scores}) > 1 or [] in scores:
+        raise InputError(
+            f"{where}: expected one score of every annotator for each clip in saliency_scores"
+        )
+    return tuple(ids), tuple(map(tuple, scores))
+
+
+def _whole_numbers(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
+    )
 
 
 def _seconds(value: Any) -> float | None:

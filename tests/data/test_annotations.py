@@ -32,6 +32,16 @@ def test_a_record_reads_as_an_annotation_and_back(tmp_path):
     assert read(tmp_path, to_record(annotation)) == [annotation]
 
 
+def test_highlight_labels_read_and_write_back(tmp_path):
+    labels = {"relevant_clip_ids": [0, 1], "saliency_scores": [[0, 4, 2], [1, 1, 3]]}
+    (annotation,) = read(tmp_path, GOOD | labels)
+    assert (annotation.clip_ids, annotation.clip_scores) == ((0, 1), ((0, 4, 2), (1, 1, 3)))
+    assert to_record(annotation) | labels == to_record(annotation)
+    assert read(tmp_path, to_record(annotation)) == [annotation]
+    absent = {"relevant_clip_ids": None, "saliency_scores": None}
+    assert read(tmp_path, GOOD | absent) == read(tmp_path, GOOD)
+
+
 def test_a_failed_write_leaves_the_older_lines(tmp_path):
     path = tmp_path / "a.jsonl"
     write_jsonl(path, [GOOD])
@@ -63,6 +73,15 @@ def test_a_failed_write_leaves_the_older_lines(tmp_path):
         ({"vid": "../v"}, "without slashes"),
         ({"vid": ".."}, "without slashes"),
         ({"recomposed_queries": "x"}, "as a list of sentences"),
+        ({"relevant_clip_ids": [0]}, "expected saliency_scores as a list"),
+        ({"saliency_scores": [[1, 2, 3]]}, "expected relevant_clip_ids as a list"),
+        ({"relevant_clip_ids": [1, 1], "saliency_scores": [[1], [1]]}, "none twice"),
+        ({"relevant_clip_ids": [-1], "saliency_scores": [[1]]}, "clip numbers from 0"),
+        ({"relevant_clip_ids": [0], "saliency_scores": [1]}, "with the scores of each clip"),
+        ({"relevant_clip_ids": [0], "saliency_scores": [[0.5]]}, "with the scores of each clip"),
+        ({"relevant_clip_ids": [0], "saliency_scores": [[1], [1]]}, "got 2 and 1"),
+        ({"relevant_clip_ids": [0, 1], "saliency_scores": [[1, 2], [1]]}, "of every annotator"),
+        ({"relevant_clip_ids": [0], "saliency_scores": [[]]}, "of every annotator"),
     ],
 )
 def test_a_wrong_record_is_told_with_file_and_line(tmp_path, change, says):
