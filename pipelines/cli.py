@@ -41,6 +41,8 @@ world = typer.Typer(no_args_is_help=True, help="Simulated data with known truth.
 negatives = typer.Typer(no_args_is_help=True, help="Hard negative queries.")
 features = typer.Typer(no_args_is_help=True, help="Clip features.")
 data = typer.Typer(no_args_is_help=True, help="Annotation files.")
+checkpoint = typer.Typer(no_args_is_help=True, help="Checkpoints of the published programs.")
+app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(data, name="data")
 app.add_typer(world, name="world")
 app.add_typer(negatives, name="negatives")
@@ -298,3 +300,50 @@ def negatives_generate(
             on_progress=tracker.update,
         )
     _show(summary, as_json, f"{out}: {json.dumps(summary)}")
+
+
+@checkpoint.command("import")
+def checkpoint_import(
+    file: Annotated[Path, typer.Argument(help="Published checkpoint, .ckpt.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    out: OutFolder = Path("runs/published"),
+    as_json: AsJson = False,
+) -> None:
+    """Turn a checkpoint of Moment-DETR, QD-DETR or SHINE into a run; nothing in it is executed.
+
+    The checkpoint gives model, loss and training; --config and overrides say where the data are.
+
+    Example: shine checkpoint import model_best.ckpt --out runs/published data.root=data/qvh
+    """
+    from shine.published.checkpoint import import_checkpoint
+
+    report = import_checkpoint(
+        file, out, lambda translated: load_settings(config, [*translated, *(overrides or ())])
+    )
+    unused = report["unused"]
+    _show(
+        report,
+        as_json,
+        f"{out}: {report['backbone']} of epoch {report['epoch']}, "
+        f"{report['num_entries'] - len(unused)} entries fit",
+        f"kept aside, without a counterpart: {', '.join(unused) or 'none'}",
+        *report["notes"],
+        f"Next: set data, features and text in {out / 'config.yaml'}, then shine evaluate {out}",
+    )
+
+
+@checkpoint.command("export")
+def checkpoint_export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("model_best.ckpt"),
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint in the layout of the published programs.
+
+    Example: shine checkpoint export runs/shine --out shine.ckpt
+    """
+    from shine.published.checkpoint import export_checkpoint
+
+    written = export_checkpoint(run, out)
+    _show(written, as_json, f"{out}: {written['num_entries']} entries of {written['checkpoint']}")

@@ -1,0 +1,1 @@
+"""Checkpoints of Moment-DETR, QD-DETR and SHINE as their programs write them."""
