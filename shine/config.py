@@ -75,14 +75,28 @@ class NegativesConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """Clip features: the folder of raw files and the packed store made from it."""
+    """Clip features: the folders of raw files and the packed store made from them."""
 
-    source: str = "features"  # one {vid}.npy or {vid}.npz per video
+    # Each folder holds one {vid}.npy or {vid}.npz per video; the clips of several are joined.
+    sources: tuple[str, ...] = ("features",)
+    audio: str | None = None  # a further such folder, whose temporal end points are its own
     store: str = "store"  # written by `shine features pack`
-    width: Count | None = None  # columns a file must have; None: those of the first file
+    width: Count | None = None  # columns of all sources and audio; None: those of the first files
     clip_seconds: Positive = 1.0
-    normalize: bool = True  # each clip to unit length, x / (|x| + 1e-5)
+    normalize: bool = True  # each clip of each source to unit length, x / (|x| + 1e-5)
     dtype: Literal["float16", "float32"] = "float16"
+
+    @field_validator("sources")
+    @classmethod
+    def _distinct(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        if not sources or len(set(sources)) != len(sources):
+            raise ValueError("needs one or more folders, none twice")
+        return sources
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Every folder of raw files, that of audio last."""
+        return self.sources if self.audio is None else (*self.sources, self.audio)
 
 
 class TextConfig(Section):
@@ -99,6 +113,16 @@ class TextConfig(Section):
     negative_file: str = "{qid}_recomposed_gpt_{level}.npz"  # level from 0, least altered first
     normalize: bool = True  # each precomputed token to unit length, x / (|x| + 1e-5)
     max_tokens: Count = 32  # further tokens of a query are cut
+
+    @model_validator(mode="after")
+    def _files_are_told_apart(self) -> "TextConfig":
+        if "{qid}" not in self.query_file:
+            raise ValueError(f"query_file needs {{qid}} in it, got {self.query_file!r}")
+        if "{qid}" not in self.negative_file or "{level}" not in self.negative_file:
+            raise ValueError(
+                f"negative_file needs {{qid}} and {{level}} in it, got {self.negative_file!r}"
+            )
+        return self
 
 
 class DetrConfig(Section):
@@ -175,12 +199,15 @@ class LossConfig(Section):
     span_weight: Weight = 10.0
     giou_weight: Weight = 1.0
     label_weight: Weight = 4.0
+    # Weights of span, GIoU and label in the cost of a match; None: those of the loss.
+    matching_weights: tuple[Weight, Weight, Weight] | None = None
     background_weight: Positive = 0.1  # class weight of unmatched slots
     rank_weight: Weight = 1.0  # saliency inside above outside and above the negative query
     negative_weight: Weight = 1.0  # saliency of the negative query towards zero
     hinge_weight: Weight = 0.0  # sampled relevant clips above sampled others
     hinge_margin: Positive = 0.2  # logits
     align_weight: Weight = 0.0  # matched slots near the tokens; needs model.align_width
+    align_temperature: Positive = 0.07
     intra_weight: Weight = 0.0
     inter_weight: Weight = 0.0
     intra_margin: Positive = 1.0  # logits
@@ -200,6 +227,8 @@ class LossConfig(Section):
                 f"fine_weights and fine_margins need one value per term; "
                 f"got {len(self.fine_weights)} weights and {len(self.fine_margins)} margins"
             )
+        if not (self.with_spans or self.with_partner or self.hinge_weight or self.intra_weight):
+            raise ValueError("needs at least one weight above 0; all are 0")
         if len(self.fine_weights) == 1:
             raise ValueError(
                 "fine_weights needs one value per hard-negative level and one for the unrelated "

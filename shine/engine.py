@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from shine.config import Config, TrainConfig
 from shine.data.batch import Batch
 from shine.data.dataset import Dataset, collate
 from shine.data.loading import Source
-from shine.data.sampler import epoch_batches
+from shine.data.sampler import GlobalBatch, epoch_batches
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.losses.criterion import Criterion
@@ -143,8 +143,11 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
         config.model, clip_width=source.store.width + 2, token_width=source.texts.width
     ).to(backend.device)
     criterion = Criterion(config.loss)
+    row = GlobalBatch(np.zeros(1, np.int64), np.full(1, -1), np.zeros((1, 4)))
+    sample = collate(dataset, row, rank=0, world_size=1).to(backend.device)
+    freeze_untrained(model, criterion, sample)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,  # one call for all parameters, on every device
@@ -177,7 +180,9 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
             batch = collate(
                 dataset, global_batch, rank=backend.rank, world_size=backend.world_size
             ).to(backend.device)
-            parts = train_step(wrapped, criterion, optimizer, batch, settings.clip_norm)
+            parts = train_step(
+                wrapped, criterion, optimizer, batch, settings.clip_norm, settings.precision
+            )
             for name, value in parts.items():
                 totals[name] = totals.get(name, 0.0) + value
             position = Position(position.step + 1)
@@ -216,14 +221,34 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     clip_norm: float,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, Tensor]:
-    """The parameters after one optimiser step on `batch`; returns the named losses, detached."""
+    """The parameters after one optimiser step on `batch`; returns the named losses, detached.
+
+    With `bfloat16` the matrix products of the network are in that precision; parameters, losses and
+    the step itself stay in float32.
+    """
     optimizer.zero_grad(set_to_none=True)
-    total, parts = criterion(model(batch.inputs), batch.targets)
+    half = precision == "bfloat16"
+    with torch.autocast(batch.inputs.clips.device.type, torch.bfloat16, enabled=half):
+        outputs = model(batch.inputs)
+    total, parts = criterion(outputs.float() if half else outputs, batch.targets)
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     return parts
+
+
+def freeze_untrained(model: nn.Module, criterion: Criterion, batch: Batch) -> None:
+    """Parameters that no term of the loss depends on stay as they are, without weight decay.
+
+    What depends on what is the same in every batch; this one may be as small as a row.
+    """
+    total, _ = criterion(model(batch.inputs), batch.targets)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -61,8 +61,9 @@ def test_moments_without_length_have_finite_overlap_and_gradient(width):
     assert spans.grad.isfinite().all()
 
 
-def test_published_overlaps():
-    units = recorded.arrays("units")
+@pytest.mark.parametrize("name", recorded.kinds("units*"))
+def test_published_overlaps(name):
+    units = recorded.arrays(name)
     first, second = units["spans/a_cxw"], units["spans/b_cxw"]
     a, b = to_moments(first), to_moments(second)
     torch.testing.assert_close(a, units["spans/a_xx"], atol=1e-6, rtol=0)
@@ -71,8 +72,9 @@ def test_published_overlaps():
     torch.testing.assert_close(generalised_iou(a, b), units["spans/giou"], atol=1e-6, rtol=0)
 
 
-def test_published_gradient_of_generalised_iou():
-    units = recorded.arrays("units")
+@pytest.mark.parametrize("name", recorded.kinds("units*"))
+def test_published_gradient_of_generalised_iou(name):
+    units = recorded.arrays(name)
     first = units["spans/a_cxw"].clone().requires_grad_()
     overlap = generalised_iou(to_moments(first)[:5], to_moments(units["spans/b_cxw"]))
     (1 - overlap.diagonal()).mean().backward()
@@ -80,8 +82,9 @@ def test_published_gradient_of_generalised_iou():
     torch.testing.assert_close(first.grad, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_published_suppression():
-    for case in recorded.facts("units")["nms"]:
+@pytest.mark.parametrize("name", recorded.kinds("units*"))
+def test_published_suppression(name):
+    for case in recorded.facts(name)["nms"]:
         rows = torch.tensor(case["predictions"], dtype=torch.float64)
         kept = rows[temporal_nms(rows[:, :2], rows[:, 2], case["nms_thd"])]
         best = kept[kept[:, 2].argsort(descending=True, stable=True)][: case["max_after_nms"]]

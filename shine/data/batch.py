@@ -5,6 +5,7 @@ row's own query, 1 the query of another video (its partner), 2.. its hard negati
 first. Evaluation, and a loss that needs no other text, has text 0 alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -17,18 +18,25 @@ _Moved = TypeVar("_Moved", bound="_Movable")
 
 @dataclass(frozen=True)
 class _Movable:
-    """Moves every tensor of a dataclass at once."""
+    """Changes every tensor of a dataclass at once."""
 
     def to(self: _Moved, device: torch.device | str) -> _Moved:
         """The same content on `device`; copies from pinned memory do not wait."""
-        moved: dict[str, Any] = {}
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def float(self: _Moved) -> _Moved:
+        """The same content with its real numbers in float32."""
+        return self._each(lambda t: t.float() if t.is_floating_point() else t)
+
+    def _each(self: _Moved, change: Callable[[Tensor], Tensor]) -> _Moved:
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, non_blocking=True)
+                changed[field.name] = change(value)
             elif isinstance(value, _Movable):
-                moved[field.name] = value.to(device)
-        return replace(self, **moved)
+                changed[field.name] = value._each(change)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(_Movable):
     """Unit vectors of a space where matched slots should lie near the tokens of their query."""
 
     slots: Float[Tensor, "layer row slot align"]
@@ -88,7 +96,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(_Movable):
     """What the model answers."""
 
     logits: Float[Tensor, "layer row slot 2"]  # class 0 is foreground

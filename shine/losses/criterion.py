@@ -3,15 +3,21 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shine.config import LossConfig
 from shine.data.batch import Outputs, Targets
+from shine.losses.alignment import align_loss
 from shine.losses.label import label_loss
 from shine.losses.matching import assign
-from shine.losses.ranking import coarse_ranking, fine_ranking
-from shine.losses.saliency import negative_loss, rank_loss
+from shine.losses.ranking import (
+    fine_ranking,
+    inter_ranking,
+    intra_ranking,
+    published_outside,
+)
+from shine.losses.saliency import hinge_loss, negative_loss, rank_loss
 from shine.losses.span import giou_loss, span_loss
 from shine.spans import generalised_iou, to_moments
 
@@ -20,8 +26,8 @@ from shine.spans import generalised_iou, to_moments
 class Criterion:
     """The loss of a training step: a weighted sum of terms, each a local sum over a global count.
 
-    A term of weight 0 is not computed. The decoder terms (span, GIoU, label) are taken after every
-    decoder layer, each with its own matching.
+    A term of weight 0 is not computed. The decoder terms (span, GIoU, label, align) are taken after
+    every decoder layer, each with its own matching.
     """
 
     config: LossConfig
@@ -31,11 +37,12 @@ class Criterion:
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """The total, and its parts by name without gradient.
 
-        Parts are unweighted. `loss/span`, `loss/giou` and `loss/label` are of the last decoder
-        layer; `loss/aux` is the weighted sum of these three over the layers before it.
+        Parts are unweighted. `loss/span`, `loss/giou`, `loss/label` and `loss/align` are of the
+        last decoder layer; `loss/aux` is the weighted sum of these over the layers before it.
         """
         config = self.config
-        assert len(outputs.saliency) == 2 + config.num_hard_negatives, "texts of a training step"
+        texts = 1 + config.with_partner + config.num_hard_negatives
+        assert len(outputs.saliency) == texts, "texts of a training step"
         decoded = self._decoder_terms(outputs, targets)  # [layer] each
         terms = {name: (weight, loss[-1]) for name, (weight, loss) in decoded.items()}
         if decoded and len(outputs.spans) > 1:
@@ -43,31 +50,38 @@ class Criterion:
             terms["aux"] = (1.0, torch.stack(before).sum())
         terms |= self._saliency_terms(outputs.saliency, targets)
         total = torch.stack([weight * loss for weight, loss in terms.values()]).sum()
-        # Every output takes part, so that DDP meets every parameter whatever the weights are.
-        total = total + 0.0 * (outputs.logits.sum() + outputs.spans.sum() + outputs.saliency.sum())
         parts = {f"loss/{name}": loss.detach() for name, (_, loss) in terms.items()}
         return total, parts | {"loss/total": total.detach()}
+
+    @torch.no_grad()
+    def match(self, outputs: Outputs, targets: Targets) -> Bool[Tensor, "layer row slot moment"]:
+        """Which slot answers for which moment, after every decoder layer on its own."""
+        config = self.config
+        weights = (config.span_weight, config.giou_weight, config.label_weight)
+        span, giou, label = config.matching_weights or weights
+        distance = _distance(outputs, targets)
+        if outputs.ends is not None:
+            distance = -(-distance).exp()  # the share of the clip, as published
+        cost = span * distance.sum(dim=-1) - giou * _overlap(outputs, targets)
+        cost = cost - label * outputs.logits.softmax(dim=-1)[..., :1]
+        mask = targets.moment_mask.expand(len(cost), -1, -1)
+        return assign(cost.flatten(0, 1), mask.flatten(0, 1)).view(cost.shape)
 
     def _decoder_terms(
         self, outputs: Outputs, targets: Targets
     ) -> dict[str, tuple[float, Float[Tensor, " layer"]]]:
         config = self.config
-        if not (config.span_weight or config.giou_weight or config.label_weight):
+        if not config.with_spans:
             return {}
-        layers, rows, slots, _ = outputs.spans.shape
-        distance = (outputs.spans[..., None, :] - targets.spans[:, None]).abs().sum(dim=-1)
-        overlap = generalised_iou(to_moments(outputs.spans), to_moments(targets.spans))
-        foreground = outputs.logits.softmax(dim=-1)[..., :1]
-        cost = config.span_weight * distance - config.giou_weight * overlap
-        cost = cost - config.label_weight * foreground  # [layer, row, slot, moment]
-        mask = targets.moment_mask.expand(layers, -1, -1)
-        match = assign(cost.flatten(0, 1), mask.flatten(0, 1)).view(cost.shape)
+        match = self.match(outputs, targets)
         terms = {}
         if config.span_weight:
+            distance = _distance(outputs, targets).sum(dim=-1)
             loss = span_loss(distance, match, targets.num_moments)
             terms["span"] = (config.span_weight, loss)
         if config.giou_weight:
-            terms["giou"] = (config.giou_weight, giou_loss(overlap, match, targets.num_moments))
+            loss = giou_loss(_overlap(outputs, targets), match, targets.num_moments)
+            terms["giou"] = (config.giou_weight, loss)
         if config.label_weight:
             loss = label_loss(
                 outputs.logits,
@@ -76,15 +90,54 @@ class Criterion:
                 background_weight=config.background_weight,
             )
             terms["label"] = (config.label_weight, loss)
+        if config.align_weight:
+            alignment = outputs.alignment
+            assert alignment is not None, "loss.align_weight needs model.align_width"
+            published = config.compat == "reference"
+            token_mask = alignment.token_mask
+            loss = align_loss(
+                alignment.slots,
+                alignment.tokens,
+                torch.ones_like(token_mask) if published else token_mask,
+                match.any(dim=-1),
+                targets.num_rows,
+                temperature=config.align_temperature,
+            )
+            terms["align"] = (config.align_weight, loss)
         return terms
 
     def _saliency_terms(
         self, saliency: Float[Tensor, "text row clip"], targets: Targets
     ) -> dict[str, tuple[float, Float[Tensor, ""]]]:
         config = self.config
-        own, partner, has_partner = saliency[0], saliency[1], targets.text_valid[1]
-        clip_mask, num_partners = targets.inside | targets.outside, targets.num_both[1, 1]
+        own, clip_mask = saliency[0], targets.inside | targets.outside
         terms = {}
+        if config.hinge_weight:
+            loss = hinge_loss(
+                own,
+                targets.pairs,
+                targets.has_pairs,
+                targets.num_pairs,
+                margin=config.hinge_margin,
+            )
+            terms["hinge"] = (config.hinge_weight, loss)
+        if config.intra_weight:
+            outside, num_outside = targets.outside, targets.num_outside
+            if config.compat == "reference":
+                outside, num_outside = published_outside(outside), targets.num_rows
+            loss = intra_ranking(
+                own,
+                targets.inside,
+                outside,
+                num_outside,
+                margin=config.intra_margin,
+                top_divisor=config.top_divisor,
+            )
+            terms["intra"] = (config.intra_weight, loss)
+        if not config.with_partner:
+            return terms
+        partner, has_partner = saliency[1], targets.text_valid[1]
+        num_partners = targets.num_both[1, 1]
         if config.rank_weight:
             loss = rank_loss(
                 own, partner, targets.relevance, clip_mask, has_partner, targets.num_rows
@@ -93,21 +146,17 @@ class Criterion:
         if config.negative_weight:
             loss = negative_loss(partner, clip_mask, has_partner, num_partners)
             terms["negative"] = (config.negative_weight, loss)
-        if config.intra_weight or config.inter_weight:
-            intra, inter = coarse_ranking(
+        if config.inter_weight:
+            loss = inter_ranking(
                 own,
                 partner,
                 targets.inside,
-                targets.outside,
                 has_partner,
-                targets.num_outside,
                 num_partners,
-                intra_margin=config.intra_margin,
-                inter_margin=config.inter_margin,
+                margin=config.inter_margin,
                 top_divisor=config.top_divisor,
             )
-            terms["intra"] = (config.intra_weight, intra)
-            terms["inter"] = (config.inter_weight, inter)
+            terms["inter"] = (config.inter_weight, loss)
         if any(config.fine_weights):
             fine = fine_ranking(
                 saliency,
@@ -117,7 +166,22 @@ class Criterion:
                 targets.num_both,
                 margins=config.fine_margins,
                 order=config.fine_order,
+                divergence=config.fine_divergence,
             )
             for number, (weight, loss) in enumerate(zip(config.fine_weights, fine, strict=True), 1):
                 terms[f"fine_{number}"] = (weight, loss)
         return terms
+
+
+def _distance(outputs: Outputs, targets: Targets) -> Float[Tensor, "layer row slot moment 2"]:
+    """Of every slot from every moment, for the two numbers of a span or the two ends of it."""
+    if outputs.ends is None:
+        return (outputs.spans[..., None, :] - targets.spans[:, None]).abs()
+    surprise = -outputs.ends.log_softmax(dim=-1)  # [layer, row, slot, 2, choice]
+    clips = targets.span_clips.transpose(1, 2)[:, None]  # [row, 1, 2, moment]
+    clips = clips.expand(*surprise.shape[:-1], -1)
+    return surprise.gather(-1, clips).transpose(-1, -2)
+
+
+def _overlap(outputs: Outputs, targets: Targets) -> Float[Tensor, "layer row slot moment"]:
+    return generalised_iou(to_moments(outputs.spans), to_moments(targets.spans))

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 from shine.losses.count import per
 
@@ -65,3 +65,27 @@ def negative_loss(
     """
     counted = clip_mask & has_partner[:, None]
     return per(softplus(partner_saliency.masked_fill(~counted, -math.inf)).sum(), num_partners)
+
+
+def hinge_loss(
+    saliency: Float[Tensor, "row clip"],
+    pairs: Int[Tensor, "row pair 2"],
+    has_pairs: Bool[Tensor, " row"],
+    num_pairs: Float[Tensor, ""],
+    *,
+    margin: float,
+) -> Float[Tensor, ""]:
+    """Sampled relevant clips lead sampled others: mean over pairs of `2 relu(margin + s_b - s_a)`.
+
+    The saliency loss of Moment-DETR, its factor 2 included.
+
+    Args:
+        saliency: logit of each clip for the row's query.
+        pairs: clips (a, b) of which a is the more relevant one; any clip where a row has no pairs.
+        has_pairs: False where the row has none.
+        num_pairs: what the sum is divided by.
+        margin: required lead, in logits.
+    """
+    above, below = saliency.gather(1, pairs.flatten(1)).unflatten(1, pairs.shape[1:]).unbind(-1)
+    lead = 2 * relu(margin + below - above)  # [row, pair]
+    return per(lead.masked_fill(~has_pairs[:, None], 0).sum(), num_pairs)

@@ -11,10 +11,11 @@ def span_loss(
     match: Bool[Tensor, "layer row slot moment"],
     num_moments: Float[Tensor, ""],
 ) -> Float[Tensor, " layer"]:
-    """Mean over matched pairs of `|span - moment|_1 / 2`, (center, width) in [0, 1].
+    """Mean over matched pairs of half their distance: the mean over the two numbers of a span.
 
     Args:
-        distance: `|span - moment|_1` of every pair.
+        distance: of every pair: `|span - moment|_1` for (center, width) in [0, 1], or the sum of
+            `-log p` of the moment's first and of its last clip.
         match: the pairs.
         num_moments: what the sum is divided by.
     """

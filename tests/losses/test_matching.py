@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import examples
 import pytest
 import recorded
 import torch
@@ -5,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from shine.config import LossConfig
+from shine.data.batch import Outputs
+from shine.losses.criterion import Criterion
 from shine.losses.matching import assign
 
 sizes = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 5))
@@ -41,15 +47,39 @@ def test_no_rows_match_nothing(moments):
     assert assign(torch.ones(0, 4, moments), mask).shape == (0, 4, moments)
 
 
-@pytest.mark.parametrize("weights", ["default", "other"])
-def test_published_assignment(weights):
-    units = recorded.under(recorded.arrays("units"), f"matcher/{weights}/")
+CASES = [
+    (name, key.removeprefix("matcher_"))
+    for name in recorded.kinds("units*")
+    for key in recorded.facts(name)
+    if key.startswith("matcher_")
+]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_published_assignment(name, case):
+    units = recorded.under(recorded.arrays(name), f"matcher/{case}/")
+    said = recorded.facts(name)[f"matcher_{case}"]
+    goals = [units[f"targets/{row}"] for row in range(len(said["sizes"]))]
+    spans = torch.nn.utils.rnn.pad_sequence(goals, batch_first=True)
+    clip_mask = torch.ones(len(goals), 1, dtype=torch.bool)
+    targets = examples.targets(
+        torch.Generator().manual_seed(0), clip_mask, moments=spans.shape[1], dtype=torch.float32
+    )
+    mask = torch.arange(spans.shape[1]) < torch.tensor(said["sizes"])[:, None]
+    targets = replace(targets, spans=spans, moment_mask=mask)
+    outputs = Outputs(
+        logits=units["pred_logits"][None],
+        spans=units["pred_spans"][None],
+        saliency=torch.zeros(1, len(goals), 1),
+    )
+    weights = (said["cost_span"], said["cost_giou"], said["cost_class"])
+    match = Criterion(LossConfig(matching_weights=weights)).match(outputs, targets)[0]
     first = 0
-    for row in range(3):
-        count = len(units[f"targets/{row}"])
-        cost = units["cost"][row, :, first : first + count]
-        match = assign(cost[None], torch.ones(1, count, dtype=torch.bool))[0]
-        slots, moments = match.nonzero().unbind(dim=1)
+    for row, goal in enumerate(goals):
+        slots, moments = match[row].nonzero().unbind(dim=1)
         assert slots.tolist() == units[f"match_pred/{row}"].tolist()
         assert moments.tolist() == units[f"match_target/{row}"].tolist()
-        first += count
+        cost = units["cost"][row, :, first : first + len(goal)]
+        again = assign(cost[None], torch.ones(1, len(goal), dtype=torch.bool))[0]
+        assert torch.equal(again, match[row, :, : len(goal)])
+        first += len(goal)

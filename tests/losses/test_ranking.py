@@ -1,4 +1,5 @@
 import math
+import re
 
 import examples
 import pytest
@@ -6,8 +7,9 @@ import recorded
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributions import kl_divergence
 
-from shine.losses.ranking import coarse_ranking, fine_ranking
+from shine.losses.ranking import fine_ranking, inter_ranking, intra_ranking, published_outside
 
 seeds = st.integers(0, 2**32 - 1)
 MARGINS = (0.1, 0.5, 0.05, 0.3)
@@ -21,16 +23,24 @@ def example(seed, texts=5):
     return scores.requires_grad_(), clip_mask, targets
 
 
-def coarse(scores, targets, **changes):
-    return coarse_ranking(
-        *scores[:2],
+def coarse(scores, targets, *, intra_margin=1.0, inter_margin=2.0, top_divisor=3):
+    intra = intra_ranking(
+        scores[0],
         targets.inside,
         targets.outside,
-        targets.text_valid[1],
         targets.num_outside,
-        targets.num_both[1, 1],
-        **({"intra_margin": 1.0, "inter_margin": 2.0, "top_divisor": 3} | changes),
+        margin=intra_margin,
+        top_divisor=top_divisor,
     )
+    inter = inter_ranking(
+        *scores[:2],
+        targets.inside,
+        targets.text_valid[1],
+        targets.num_both[1, 1],
+        margin=inter_margin,
+        top_divisor=top_divisor,
+    )
+    return intra, inter
 
 
 def fine(scores, clip_mask, targets, order):
@@ -136,10 +146,8 @@ def test_terms_that_no_row_has_are_exactly_zero():
     nobody[0] = True
     everything = clip_mask, torch.zeros_like(clip_mask)
     zero = torch.tensor(0.0).double()
-    intra, inter = coarse_ranking(
-        *scores[:2], *everything, nobody[1], zero, zero,
-        intra_margin=1.0, inter_margin=2.0, top_divisor=8,
-    )  # fmt: skip
+    intra = intra_ranking(scores[0], *everything, zero, margin=1.0, top_divisor=8)
+    inter = inter_ranking(*scores[:2], clip_mask, nobody[1], zero, margin=2.0, top_divisor=8)
     terms = fine_ranking(
         scores, clip_mask, clip_mask, nobody, zero.expand(5, 5), margins=MARGINS, order="relative"
     )
@@ -148,53 +156,105 @@ def test_terms_that_no_row_has_are_exactly_zero():
     assert not scores.grad.any()
 
 
-def published_example():
-    values = recorded.under(recorded.arrays("units"), "ranking/")
-    facts = recorded.facts("units")["ranking"]
-    names = ["", "_neg", "_hn1", "_hn2", "_hn3"]
-    scores = torch.stack([values[f"saliency_scores{name}"] for name in names])
-    clip_mask = torch.arange(40) < torch.tensor(facts["lengths"])[:, None]
+UNITS = recorded.kinds("units*")
+
+
+def published_example(name):
+    values, facts = recorded.under(recorded.arrays(name), "ranking/"), recorded.facts(name)
+    names = ["saliency_scores", "saliency_scores_hn1", "saliency_scores_hn2", "saliency_scores_hn3"]
+    names.insert(1, "saliency_scores_neg")
+    scores = torch.stack([values[name] for name in names]).requires_grad_()
+    lengths = torch.tensor(facts["ranking"]["lengths"])
+    clip_mask = torch.arange(scores.shape[-1]) < lengths[:, None]
     inside = (values["labels"] > 0) & clip_mask
-    return scores.requires_grad_(), clip_mask, inside, values, facts, names
+    return scores, clip_mask, inside, values, facts["ranking"], names
 
 
-@pytest.mark.parametrize("divisor", [8, 4, 2])
-@pytest.mark.parametrize("margins", [(1.0, 2.0), (0.3, 0.8)])
-def test_published_coarse_ranking(divisor, margins):
-    scores, clip_mask, inside, values, facts, names = published_example()
-    outside = clip_mask & ~inside
-    five = torch.tensor(5.0)
-    intra, inter = coarse_ranking(
-        *scores[:2], inside, outside, torch.ones(5, dtype=torch.bool), five, five,
-        intra_margin=margins[0], inter_margin=margins[1], top_divisor=divisor,
+def recordings(pattern):
+    """Every recorded case of a loss: its fixture, its tag and the numbers in the tag."""
+    return [
+        pytest.param(name, tag, *match.groups(), id=f"{name}-{tag}")
+        for name in UNITS
+        for tag in recorded.facts(name)["ranking"]
+        if (match := re.fullmatch(pattern, tag))
+    ]
+
+
+def assert_gradients(scores, values, tag, names):
+    for text, name in enumerate(names):
+        expected = values.get(f"grad/{tag}/{name}", torch.zeros_like(scores[text]))
+        torch.testing.assert_close(scores.grad[text], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "divisor", "intra_margin", "inter_margin"),
+    recordings(r"coarse_q(\d+)_m([\d.]+)_([\d.]+)"),
+)
+def test_published_coarse_ranking(name, tag, divisor, intra_margin, inter_margin):
+    scores, clip_mask, inside, values, facts, names = published_example(name)
+    outside = published_outside(clip_mask & ~inside)
+    divisor, everyone = int(divisor), torch.tensor(float(len(inside)))
+    intra = intra_ranking(
+        scores[0], inside, outside, everyone, margin=float(intra_margin), top_divisor=divisor
+    )
+    inter = inter_ranking(
+        *scores[:2], inside, torch.ones(len(inside), dtype=torch.bool), everyone,
+        margin=float(inter_margin), top_divisor=divisor,
     )  # fmt: skip
     (intra + inter).backward()
-    # Where the moment fills the video the published code compares with clip 0; we compare nothing.
-    fills = ~outside.any(dim=1)
-    assert fills.tolist() == [False, True, False, False, True]
-    against_clip_0 = 0.0
-    for row in fills.nonzero().flatten().tolist():
-        own = scores[0, row][inside[row]].detach()
-        best = own.topk(max(1, len(own) // divisor)).values.mean()
-        against_clip_0 += max(0.0, (margins[0] + own[0] - best).item()) / 5
-    tag = f"coarse_q{divisor}_m{margins[0]}_{margins[1]}"
-    assert (intra + inter).item() + against_clip_0 == pytest.approx(facts[tag], abs=1e-5)
-    for text, rows in ((0, ~fills), (1, torch.ones(5, dtype=torch.bool))):
-        expected = values[f"grad/{tag}/saliency_scores{names[text]}"]
-        torch.testing.assert_close(scores.grad[text][rows], expected[rows], atol=1e-6, rtol=0)
+    assert (intra + inter).item() == pytest.approx(facts[tag], abs=1e-5)
+    assert_gradients(scores, values, tag, names)
 
 
-@pytest.mark.parametrize(("order", "tag"), [("relative", "red"), ("absolute", "abd")])
-@pytest.mark.parametrize("margins", [(0.25, 0.25, 0.25, 0.25), (0.1, 0.5, 0.05, 0.3)])
-def test_published_fine_ranking(order, tag, margins):
-    scores, clip_mask, inside, values, facts, names = published_example()
-    everyone = torch.ones(5, 5, dtype=torch.bool)
+@pytest.mark.parametrize(
+    ("name", "tag", "order", "margins"), recordings(r"fine_(red|abd)_m([\d._]+)")
+)
+def test_published_fine_ranking(name, tag, order, margins):
+    scores, clip_mask, inside, values, facts, names = published_example(name)
+    rows = len(inside)
     terms = fine_ranking(
-        scores, inside, clip_mask, everyone, torch.full((5, 5), 5.0), margins=margins, order=order
+        scores,
+        inside,
+        clip_mask,
+        torch.ones(len(scores), rows, dtype=torch.bool),
+        torch.full((len(scores), len(scores)), float(rows)),
+        margins=[float(margin) for margin in margins.split("_")],
+        order={"red": "relative", "abd": "absolute"}[order],
     )
     terms.sum().backward()
-    tag = f"fine_{tag}_m" + "_".join(map(str, margins))
     assert terms.sum().item() == pytest.approx(facts[tag], abs=1e-5)
-    for text, name in enumerate(names):
-        expected = values.get(f"grad/{tag}/saliency_scores{name}")
-        torch.testing.assert_close(scores.grad[text], expected, atol=1e-6, rtol=0)
+    assert_gradients(scores, values, tag, names)
+
+
+def test_the_published_outside_is_ours_but_where_a_moment_fills_its_video():
+    outside = torch.tensor([[False, True, True], [False, False, False]])
+    assert published_outside(outside).tolist() == [[False, True, True], [True, False, False]]
+
+
+@given(seeds)
+def test_binary_divergence_is_that_of_two_coins(seed):
+    scores, clip_mask, targets = example(seed)
+    everyone = torch.ones_like(targets.text_valid)
+    both = torch.full((5, 5), 4.0, dtype=torch.float64)
+    terms = fine_ranking(
+        scores, targets.inside, clip_mask, everyone, both,
+        margins=(50.0,) * 4, order="relative", divergence="kl",
+    )  # fmt: skip
+    label = torch.cat([targets.inside[None].double(), scores[:1].sigmoid().expand(4, -1, -1)])
+    coin = torch.distributions.Bernoulli
+    apart = kl_divergence(coin(label), coin(logits=scores))
+    d = (apart * clip_mask).sum(dim=-1) / clip_mask.sum(dim=-1)  # [text, row]
+    order = d[[0, 2, 3, 4, 1]]
+    expected = (50.0 + order[:-1] - order[1:]).mean(dim=1)
+    torch.testing.assert_close(terms, expected, atol=1e-9, rtol=0)
+
+
+def test_equal_curves_have_no_binary_divergence():
+    scores, clip_mask, targets = example(0)
+    same = scores.detach()[:1].expand_as(scores)
+    both = torch.full((5, 5), 4.0, dtype=torch.float64)
+    terms = fine_ranking(
+        same, targets.inside, clip_mask, torch.ones_like(targets.text_valid), both,
+        margins=(0.0, 0.1, 0.2, 0.3), order="relative", divergence="kl",
+    )  # fmt: skip
+    assert terms[1:].tolist() == pytest.approx([0.1, 0.2, 0.3], abs=1e-12)

@@ -1,11 +1,13 @@
 import pytest
 import recorded
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from shine.models.attention import Attend
-from shine.models.layers import Dropout, PReLU, xavier_linear
-from shine.models.position import anchor_position, clip_position
+from shine.models.layers import Dropout, PReLU, TokenPosition, xavier_linear
+from shine.models.position import anchor_position, clip_position, likeliest_span
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -58,33 +60,39 @@ def test_xavier_bound_follows_the_matrix_that_is_named():
 
 
 def attention_by_loop(query, key, value, mask, heads):
+    """The mask is [row, head, query, key]."""
     rows, size = [], query.shape[-1] // heads
     width = value.shape[-1] // heads
     for row in range(len(query)):
         parts = []
         for head in range(heads):
             q = query[row][:, head * size : (head + 1) * size]
-            k = key[row][mask[row]][:, head * size : (head + 1) * size]
-            v = value[row][mask[row]][:, head * width : (head + 1) * width]
-            parts.append((q @ k.T / size**0.5).softmax(dim=-1) @ v)
+            k = key[row][:, head * size : (head + 1) * size]
+            v = value[row][:, head * width : (head + 1) * width]
+            answers = []
+            for place, seen in zip(q, mask[row, head], strict=True):
+                weights = (k[seen] @ place / size**0.5).softmax(dim=-1)
+                answers.append(weights @ v[seen])
+            parts.append(torch.stack(answers))
         rows.append(torch.cat(parts, dim=-1))
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-9])  # the second rate rounds to 0 on the written-out path
-def test_both_paths_of_attention_are_the_loop(rate):
+@pytest.mark.parametrize("shape", [(3, 1, 1, 4), (3, 2, 5, 4)])  # own padding; any rule
+def test_both_paths_of_attention_are_the_loop(rate, shape):
     torch.manual_seed(0)
     query, key = torch.randn(3, 5, 8).double(), torch.randn(3, 4, 8).double()
-    value, mask = torch.randn(3, 4, 6).double(), torch.rand(3, 4) < 0.6
-    mask[:, 0] = True
+    value, mask = torch.randn(3, 4, 6).double(), torch.rand(shape) < 0.6
+    mask[..., 0] = True
     answer = Attend(2, rate).train()(query, key, value, mask)
-    expected = attention_by_loop(query, key, value, mask, 2)
+    expected = attention_by_loop(query, key, value, mask.expand(3, 2, 5, 4), 2)
     torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
 
 
 def test_attention_weights_are_dropped_in_training_only():
     torch.manual_seed(0)
-    layer, mask = Attend(1, 0.5), torch.ones(1, 400, dtype=torch.bool)
+    layer, mask = Attend(1, 0.5), torch.ones(1, 1, 1, 400, dtype=torch.bool)
     same, value = torch.zeros(1, 1, 4), torch.eye(400)[None]
     dropped = (layer.train()(same, same.expand(1, 400, 4), value, mask) == 0).double().mean()
     assert dropped.item() == pytest.approx(0.5, abs=0.1)
@@ -92,11 +100,45 @@ def test_attention_weights_are_dropped_in_training_only():
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 400))
 
 
-@pytest.mark.parametrize("width", [16, 256])
-def test_published_positions(width):
-    units = recorded.arrays("units")
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        (name, int(key.removeprefix("pos/sine_dim")))
+        for name in recorded.kinds("units*")
+        for key in recorded.arrays(name)
+        if key.startswith("pos/sine_dim")
+    ],
+)
+def test_published_positions(name, width):
+    units = recorded.arrays(name)
     mask, points = units["pos/mask"].bool(), units["anchor/points"]
     expected = units[f"pos/sine_dim{width}"]
     torch.testing.assert_close(clip_position(mask, width), expected, atol=2e-6, rtol=0)
     expected = units[f"anchor/sine_dim{width}"]
     torch.testing.assert_close(anchor_position(points, width), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", recorded.kinds("units*"))
+def test_published_token_positions(name):
+    units = recorded.under(recorded.arrays(name), "txtpos/")
+    layer = TokenPosition(*units["state/position_embeddings.weight"].shape, dropout=0.0)
+    layer.table.data = units["state/position_embeddings.weight"]
+    layer.norm.weight.data = units["state/LayerNorm.weight"]
+    layer.norm.bias.data = units["state/LayerNorm.bias"]
+    torch.testing.assert_close(layer(units["input"]), units["output"], atol=2e-6, rtol=0)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_likeliest_span_is_the_best_pair_in_order(seed):
+    generator = torch.Generator().manual_seed(seed)
+    ends = torch.randn(2, 3, 4, 2, 6, generator=generator)
+    num_clips = torch.randint(1, 7, (3,), generator=generator)
+    spans = likeliest_span(ends, num_clips)
+    for place in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
+        clips = int(num_clips[place[1]])
+        first, last = ends[tuple(place)]
+        pairs = [(i, j) for i in range(clips) for j in range(i, clips)]
+        i, j = max(pairs, key=lambda pair: (first[pair[0]] + last[pair[1]]).item())
+        center, width = spans[tuple(place)].tolist()
+        assert center * clips == pytest.approx((i + j + 1) / 2, abs=1e-5)
+        assert width * clips == pytest.approx(j + 1 - i, abs=1e-5)

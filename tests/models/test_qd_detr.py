@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import examples
 import pytest
-import recorded
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from shine.config import QdDetrConfig
 from shine.data.batch import Inputs
 from shine.models import build_model
-from shine.models.qd_detr import QdDetr, reference_state
+from shine.models.qd_detr import QdDetr
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -23,96 +22,6 @@ def answers(outputs, inputs):
 
 def assert_same(first, second, atol=1e-10):
     torch.testing.assert_close(first, second, atol=atol, rtol=0)
-
-
-def published_model(name):
-    facts = recorded.facts(name)
-    widths = {key: facts["config"][f"{key[0]}_feat_dim"] for key in ("vid", "txt")}
-    config = recorded.model_config(facts)
-    return build_model(config, clip_width=widths["vid"], token_width=widths["txt"]), facts
-
-
-@pytest.mark.parametrize("name", ["qd_detr_small", "shine_small"])
-def test_published_outputs_with_the_corrected_mask(name):
-    values = recorded.arrays(name)
-    model, _ = published_model(name)
-    model.load_state_dict(reference_state(recorded.under(values, "state/")))
-    inputs = recorded.inputs(recorded.under(values, "input/"))
-    outputs = model(inputs)
-    expected = recorded.under(values, "output_eval_corrected_mask/")
-    assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
-    assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
-    assert_same(outputs.logits[0], expected["aux_outputs/0/pred_logits"], 1e-5)
-    assert_same(outputs.spans[0], expected["aux_outputs/0/pred_spans"], 1e-5)
-    saliency = [expected["saliency_scores"], expected["saliency_scores_neg"]]
-    if name == "shine_small":
-        levels = values["output_train_corrected_mask/saliency_scores_hn"]
-        saliency += levels.unflatten(0, (3, -1))
-    real = inputs.clip_mask.expand_as(outputs.saliency)
-    assert_same(outputs.saliency[real], torch.stack(saliency)[real], 1e-5)
-
-
-@pytest.mark.parametrize("name", ["qd_detr", "shine"])
-def test_published_outputs_at_full_size(name):
-    model, facts = published_model(f"{name}_full_procedural")
-    shapes = recorded.facts(f"{name}_state_keys")["configs"][facts["config_name"]]["keys"]
-    state = {e["name"]: recorded.procedural(e["name"], e["shape"]) for e in shapes}
-    for key, start in facts["weight_probe"].items():
-        assert state[key].flatten()[:4].tolist() == pytest.approx(start, abs=1e-7)
-    model.load_state_dict(reference_state(state))
-
-    clip_lengths, token_lengths = facts["video_lengths"], facts["text_lengths"]
-    clip_mask = torch.arange(max(clip_lengths)) < torch.tensor(clip_lengths)[:, None]
-    token_mask = torch.arange(max(token_lengths)) < torch.tensor(token_lengths)[:, None]
-    options = facts["config"]
-    shapes = {
-        "src_vid": (*clip_mask.shape, options["v_feat_dim"]),
-        "src_txt": (*token_mask.shape, options["t_feat_dim"]),
-    }
-    if name == "shine":
-        shapes["src_hn_txt"] = (3, *token_mask.shape, options["t_feat_dim"])
-    values = {key: recorded.procedural(f"input/{key}", shape) for key, shape in shapes.items()}
-    values |= {"src_vid_mask": clip_mask, "src_txt_mask": token_mask}
-    values["src_vid"] *= clip_mask[..., None]
-    values["src_txt"] *= token_mask[..., None]
-    if name == "shine":
-        values["src_hn_txt"] *= token_mask[..., None]
-        values["src_hn_txt_mask"] = token_mask.expand(3, -1, -1)
-    inputs = recorded.inputs(values)
-    with torch.inference_mode():
-        outputs = model(inputs)
-    expected = recorded.arrays(f"{name}_full_procedural")
-    expected = recorded.under(expected, "output_corrected_mask/")
-    assert_same(outputs.logits[-1], expected["pred_logits"], 1e-5)
-    assert_same(outputs.spans[-1], expected["pred_spans"], 1e-5)
-    assert_same(outputs.spans[0], expected["aux_outputs/0/pred_spans"], 1e-5)
-    saliency = [expected["saliency_scores"], expected["saliency_scores_neg"]]
-    if name == "shine":
-        saliency += expected["saliency_scores_hn"].unflatten(0, (3, -1))
-    real = clip_mask.expand_as(outputs.saliency)
-    assert_same(outputs.saliency[real], torch.stack(saliency)[real], 1e-5)
-
-
-def test_published_state_loads_in_any_order_and_names_what_is_left_out(caplog):
-    state = recorded.under(recorded.arrays("qd_detr_small"), "state/")
-    with caplog.at_level("INFO", "shine.models.qd_detr"):
-        ours = reference_state(state)
-    assert "txt_position_embed.LayerNorm.bias" in caplog.text
-    assert "span_embed" not in caplog.text
-    shuffled = reference_state(dict(reversed(state.items())))
-    assert all(torch.equal(ours[name], shuffled[name]) for name in ours)
-    size = sum(value.numel() for key, value in state.items() if "txt_position" not in key)
-    assert size == sum(value.numel() for value in ours.values())
-
-
-def test_published_state_of_one_decoder_layer_loads(caplog):
-    values = recorded.under(recorded.arrays("qd_detr_small"), "state/")
-    state = {key: v for key, v in values.items() if ".decoder.layers.1." not in key}
-    config = recorded.model_config(recorded.facts("qd_detr_small"))
-    config = config.model_copy(update={"decoder_layers": 1})
-    with caplog.at_level("INFO", "shine.models.qd_detr"):
-        build_model(config, clip_width=24, token_width=16).load_state_dict(reference_state(state))
-    assert "bbox_embed" in caplog.text
 
 
 @pytest.mark.parametrize("clip_width", [2818, 1026])
