@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cluster.connection import connect
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
-from shine.data.features import Shard, read_feature_file, write_manifest, write_shard
+from shine.data.features import Shard, source_widths, write_manifest, write_shard
 from shine.data.mixture import MANIFEST, read_world
 from shine.errors import InputError
 
@@ -21,7 +21,10 @@ Progress = Callable[[int, int], None]  # done, total
 def pack_shard(row: dict[str, Any]) -> dict[str, Any]:
     """The record of the shard that `row` describes, written; what a worker runs."""
     config = FeaturesConfig.model_validate_json(row["settings"])
-    return asdict(write_shard(Path(row["folder"]), row["index"], list(row["vids"]), config))
+    shard = write_shard(
+        Path(row["folder"]), row["index"], list(row["vids"]), config, list(row["widths"])
+    )
+    return asdict(shard)
 
 
 def pack(config: Config, on_progress: Progress = lambda done, total: None) -> dict[str, Any]:
@@ -39,14 +42,8 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
     """
     simulated = simulated_note(config)
     vids = annotated_videos(config)
-    source = config.path(config.features.source).resolve()
-    if not source.is_dir():
-        raise InputError(
-            f"no folder of features {source}: set features.source to the folder with one "
-            f"{{vid}}.npy or {{vid}}.npz per video"
-        )
-    width = config.features.width or first_width(source, vids)
-    settings = config.features.model_copy(update={"source": str(source), "width": width})
+    settings = rooted_folders(config)
+    widths = source_widths(settings, vids)
     folder = config.path(config.features.store).resolve()
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
@@ -57,6 +54,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
             "vids": vids[start : start + _VIDEOS_PER_SHARD],
             "folder": str(building),
             "settings": settings.model_dump_json(),
+            "widths": widths,
         }
         for index, start in enumerate(range(0, len(vids), _VIDEOS_PER_SHARD))
     ]
@@ -65,7 +63,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
     refused = sorted(sentence for shard in shards for sentence in shard.refused)
     if not any(shard.vids for shard in shards):
         raise InputError(f"no video could be packed; the first reason: {refused[0]}")
-    manifest = write_manifest(building, shards, settings, simulated)
+    manifest = write_manifest(building, shards, settings, widths, simulated)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
     return {**manifest, "refused": refused}
@@ -95,30 +93,24 @@ def annotated_videos(config: Config) -> list[str]:
     return sorted({a.vid for file in files for a in read_annotations(config.path(file))})
 
 
+def rooted_folders(config: Config) -> FeaturesConfig:
+    """The section of features with the folders of its raw files found from anywhere."""
+    section = config.features
+    folders = [str(config.path(folder).resolve()) for folder in section.folders]
+    audio = None if section.audio is None else folders[-1]
+    sources = tuple(folders[: len(section.sources)])
+    return section.model_copy(update={"sources": sources, "audio": audio})
+
+
 def simulated_note(config: Config) -> str | None:
     """What is simulated about annotations or features, in words; None for real data.
 
-    A simulated world may be the root of the configuration, or hold `features.source` alone.
+    A simulated world may be the root of the configuration, or hold a folder of features alone.
 
     Raises:
         InputError: such a world is unfinished.
     """
-    beside = config.path(config.features.source).resolve().parent
-    worlds = (Path(config.data.root), beside)
+    beside = [Path(folder).parent for folder in rooted_folders(config).folders]
+    worlds = (Path(config.data.root), *beside)
     notes = [read_world(world)["simulated"] for world in worlds if (world / MANIFEST).is_file()]
     return "; ".join(dict.fromkeys(notes)) or None
-
-
-def first_width(source: Path, vids: Iterable[str]) -> int:
-    """Columns of the first file of `vids` that can be read.
-
-    Raises:
-        InputError: none can.
-    """
-    reasons: list[str] = []
-    for vid in vids:
-        try:
-            return read_feature_file(source, vid, None).shape[1]
-        except InputError as error:
-            reasons.append(str(error))
-    raise InputError(f"no video could be packed; the first reason: {reasons[0]}")

@@ -47,11 +47,12 @@ def tiny_data(root: Path, *, videos: int = 12, queries: int = 2, seed: int = 0) 
         write_jsonl(root / f"{split}.jsonl", records)
     store = root / "store"
     store.mkdir()
-    settings = tiny_config(root).features.model_copy(update={"source": str(root / "features")})
+    settings = tiny_config(root).features.model_copy(update={"sources": (str(root / "features"),)})
     vids = [f"v{number}" for number in range(videos)]
     half = videos // 2
-    shards = [write_shard(store, i, p, settings) for i, p in enumerate((vids[:half], vids[half:]))]
-    write_manifest(store, shards, settings, None)
+    halves = enumerate((vids[:half], vids[half:]))
+    shards = [write_shard(store, index, part, settings, [WIDTH]) for index, part in halves]
+    write_manifest(store, shards, settings, [WIDTH], None)
     return root
 
 

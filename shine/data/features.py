@@ -18,12 +18,15 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from shine.config import FeaturesConfig
+from shine.data.arrays import read_matrix, unit_rows
 from shine.errors import InputError
 from shine.files import sha256, write_whole
 
 MANIFEST = "manifest.json"
 _VIDEOS = "videos.parquet"
 _FORMAT = 1
+# Folders whose clips are joined may differ in their number by so many clips, or by this share.
+_SPARE_CLIPS, _SPARE_SHARE = 2, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +62,70 @@ def read_feature_file(source: Path, vid: str, width: int | None) -> np.ndarray:
     path = next((p for ext in ("npy", "npz") if (p := source / f"{vid}.{ext}").is_file()), None)
     if path is None:
         raise InputError(f"no features of video {vid}: expected {source / vid}.npy or .npz")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            clips = loaded
-        else:
-            with loaded:
-                names = loaded.files
-                if "features" not in names and len(names) != 1:
-                    raise InputError(f"{path}: expected one array or one named features: {names}")
-                clips = loaded["features" if "features" in names else names[0]]
-    except (OSError, EOFError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a numeric array: {error}") from None
-    if clips.ndim != 2 or not len(clips) or clips.dtype.kind not in "fiu":
-        raise InputError(
-            f"{path}: expected numbers of shape [clip, feature], got {clips.dtype} {clips.shape}"
-        )
+    clips = read_matrix(path, "features", "clip, feature")
     if width is not None and clips.shape[1] != width:
         raise InputError(
             f"{path}: expected {width} columns, got {clips.shape[1]}; check features.width and "
             f"that every file comes from the same extractor"
         )
-    finite = np.isfinite(clips).all(axis=1)
-    if not finite.all():
-        raise InputError(f"{path}: NaN or infinity in clip {int(np.argmin(finite))}; extract again")
-    return clips.astype(np.float32)
+    return clips
 
 
-def write_shard(folder: Path, index: int, vids: Sequence[str], config: FeaturesConfig) -> Shard:
-    """One shard with the clips of `vids`, read from `config.source` (an absolute folder).
+def source_widths(config: FeaturesConfig, vids: Sequence[str]) -> tuple[int, ...]:
+    """Columns of the clips in each of `config.folders`: those of the first file that can be read.
 
-    A video whose file cannot be used is left out with its reason; the others are written.
+    Args:
+        config: with absolute folders.
+        vids: videos to look for, in this order.
+
+    Raises:
+        InputError: a folder is missing or none of its files can be read, or the columns do not add
+            up to `config.width`.
+    """
+    for folder in config.folders:
+        if not Path(folder).is_dir():
+            raise InputError(
+                f"no folder of features {folder}: set features.sources to folders with one "
+                f"{{vid}}.npy or {{vid}}.npz per video"
+            )
+    if config.width is not None and len(config.folders) == 1:
+        return (config.width,)
+    widths = tuple(_first_width(Path(folder), vids) for folder in config.folders)
+    if config.width is not None and sum(widths) != config.width:
+        found = " + ".join(
+            f"{width} ({Path(folder).name})"
+            for width, folder in zip(widths, config.folders, strict=True)
+        )
+        raise InputError(
+            f"expected clips of {config.width} columns (features.width), the files have {found} = "
+            f"{sum(widths)}; correct the width or the folders"
+        )
+    return widths
+
+
+def _first_width(source: Path, vids: Iterable[str]) -> int:
+    reason = ""
+    for vid in vids:
+        try:
+            return read_feature_file(source, vid, None).shape[1]
+        except InputError as error:
+            reason = reason or str(error)
+    raise InputError(f"no video could be packed; the first reason: {reason}")
+
+
+def write_shard(
+    folder: Path, index: int, vids: Sequence[str], config: FeaturesConfig, widths: Sequence[int]
+) -> Shard:
+    """One shard with the clips of `vids`, read from `config.folders` (absolute).
+
+    A video one of whose files cannot be used is left out with its reason; the others are written.
+
+    Args:
+        folder: of the store.
+        index: of the shard.
+        vids: the videos.
+        config: of the store.
+        widths: columns that the files of each folder must have.
     """
     kept: list[str] = []
     arrays: list[np.ndarray] = []
@@ -99,12 +133,10 @@ def write_shard(folder: Path, index: int, vids: Sequence[str], config: FeaturesC
     dtype = np.dtype(config.dtype)
     for vid in vids:
         try:
-            clips = read_feature_file(Path(config.source), vid, config.width)
-            if config.normalize:
-                clips = clips / (np.linalg.norm(clips, axis=1, keepdims=True) + 1e-5)
+            clips = _joined(vid, config, widths)
             if np.abs(clips).max() > np.finfo(dtype).max:
                 raise InputError(
-                    f"{Path(config.source) / vid}: {np.abs(clips).max():.3g} does not fit "
+                    f"features of video {vid}: {np.abs(clips).max():.3g} does not fit "
                     f"{config.dtype}; set features.dtype=float32 or features.normalize=true"
                 )
         except InputError as error:
@@ -126,8 +158,31 @@ def write_shard(folder: Path, index: int, vids: Sequence[str], config: FeaturesC
     return Shard(name, digest, tuple(kept), tuple(len(clips) for clips in arrays), tuple(refused))
 
 
+def _joined(vid: str, config: FeaturesConfig, widths: Sequence[int]) -> np.ndarray:
+    """The clips of one video from all folders, as many as the shortest has, side by side."""
+    parts = [
+        read_feature_file(Path(folder), vid, width)
+        for folder, width in zip(config.folders, widths, strict=True)
+    ]
+    lengths = [len(part) for part in parts]
+    shortest = min(lengths)
+    if max(lengths) - shortest > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
+        found = ", ".join(f"{n} in {f}" for n, f in zip(lengths, config.folders, strict=True))
+        raise InputError(
+            f"features of video {vid}: the numbers of clips differ too much to be of one stride "
+            f"({found}); extract all with clips of {config.clip_seconds:g} s"
+        )
+    if config.normalize:
+        parts = [unit_rows(part) for part in parts]
+    return np.concatenate([part[:shortest] for part in parts], axis=1)
+
+
 def write_manifest(
-    folder: Path, shards: Iterable[Shard], config: FeaturesConfig, simulated: str | None
+    folder: Path,
+    shards: Iterable[Shard],
+    config: FeaturesConfig,
+    widths: Sequence[int],
+    simulated: str | None,
 ) -> dict[str, Any]:
     """The store in `folder` is complete and can be opened; returns its manifest."""
     shards = [shard for shard in shards if shard.file]
@@ -141,11 +196,11 @@ def write_manifest(
             strict=True,
         )
     ]
-    width = FeatureStore.shard_width(folder / shards[0].file)
     pq.write_table(pa.Table.from_pylist(rows), folder / _VIDEOS)
     manifest = {
         "format": _FORMAT,
-        "width": width,
+        "width": sum(widths),
+        "audio_width": 0 if config.audio is None else widths[-1],
         "clip_seconds": config.clip_seconds,
         "normalize": config.normalize,
         "dtype": config.dtype,
@@ -157,6 +212,15 @@ def write_manifest(
     }
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def part_widths(width: int, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Columns of the parts of a stored clip, each followed by temporal end points in a batch.
+
+    One part holds all video features; a second one those of audio, where the store has some.
+    """
+    audio = manifest.get("audio_width", 0)
+    return (width - audio, audio) if audio else (width,)
 
 
 @dataclass(frozen=True)
@@ -212,11 +276,6 @@ class FeatureStore:
         return cls(folder, manifest, place, shards)
 
     @staticmethod
-    def shard_width(path: Path) -> int:
-        """Columns of the clips of one shard."""
-        return FeatureStore._map(path).shape[1]
-
-    @staticmethod
     def _map(path: Path) -> np.ndarray:
         try:
             column = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column(0)
@@ -229,8 +288,13 @@ class FeatureStore:
 
     @property
     def width(self) -> int:
-        """Columns of a clip."""
+        """Columns of a stored clip."""
         return self.manifest["width"]
+
+    @property
+    def clip_width(self) -> int:
+        """Columns of a clip vector as a model sees it: with temporal end points after each part."""
+        return self.width + 2 * len(part_widths(self.width, self.manifest))
 
     @property
     def simulated(self) -> str | None:
@@ -264,6 +328,6 @@ class FeatureStore:
         if vid not in self._place:
             raise InputError(
                 f"the feature store {self.folder} does not hold video {vid}; add its file to "
-                f"features.source and pack again"
+                f"features.sources and pack again"
             )
         return self._place[vid]

@@ -1,12 +1,15 @@
 """From a configuration to datasets, with every mistake found before a cluster is asked for."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from shine.config import Config
+import numpy as np
+
+from shine.config import Config, FeaturesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
 from shine.data.features import FeatureStore
-from shine.data.text import TextTable, build_encoder
+from shine.data.text import PrecomputedEncoder, TextTable, build_encoder
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
 
@@ -27,21 +30,23 @@ class Source:
             InputError: the store or a word table is missing or not as configured.
         """
         store = FeatureStore.open(config.path(config.features.store))
-        expected = config.features.width
-        if expected is not None and store.width != expected:
-            raise InputError(
-                f"{store.folder}: expected clips of {expected} columns (features.width), got "
-                f"{store.width}; pack the features again or correct the width"
-            )
+        _check_store(store, config.features)
         return cls(config, store, TextTable(build_encoder(config), config.text.max_tokens))
 
     def training(self) -> Dataset:
-        """The training split, with the hard negatives that the loss asks for."""
+        """The training split, with the hard negatives that the loss asks for.
+
+        Raises:
+            InputError: a file is missing or wrong, or the cut of `data.max_clips` leaves a row
+                without a moment.
+        """
         config = self.config
         annotations = read_annotations(config.path(config.data.train))
         levels = config.loss.num_hard_negatives
         negatives = self._training_negatives(annotations) if levels else None
-        return self._build(annotations, negatives, levels, config.data.max_moments)
+        dataset = self._build(annotations, negatives, levels)
+        _check_moments(dataset, config.path(config.data.train))
+        return dataset
 
     def validation(self) -> dict[str, Dataset]:
         """The splits that choose the checkpoint, by name."""
@@ -51,24 +56,28 @@ class Source:
         self, file: str, negatives: dict[str, HardNegatives] | None = None, levels: int = 0
     ) -> Dataset:
         """One split for evaluation, with the first `levels` hard negatives of its queries."""
-        annotations = read_annotations(self.config.path(file))
-        most = max(len(annotation.moments) for annotation in annotations)
-        return self._build(annotations, negatives, levels, most)
+        return self._build(read_annotations(self.config.path(file)), negatives, levels)
 
     def _build(
         self,
         annotations: list[Annotation],
         negatives: dict[str, HardNegatives] | None,
         levels: int,
-        max_moments: int,
     ) -> Dataset:
+        encoder = self.texts.encoder
+        if isinstance(encoder, PrecomputedEncoder):
+            encoder.locate(annotations, negatives, levels)
+        data = self.config.data
         return Dataset.build(
             annotations,
             self.store,
             self.texts,
-            max_moments=max_moments,
+            max_moments=data.max_moments,
             negatives=negatives,
             num_levels=levels,
+            max_clips=data.max_clips,
+            reference=data.compat == "reference",
+            with_partner=self.config.loss.with_partner,
         )
 
     def _training_negatives(self, annotations: list[Annotation]) -> dict[str, HardNegatives]:
@@ -85,3 +94,42 @@ class Source:
                 f"them with `shine negatives generate --config ...`"
             )
         return negatives
+
+
+def _check_store(store: FeatureStore, features: FeaturesConfig) -> None:
+    """The store is as the configuration says.
+
+    Raises:
+        InputError: it was packed with other settings.
+    """
+    manifest = store.manifest
+    audio = manifest.get("audio_width", 0)
+    wrong = None
+    if features.width is not None and store.width != features.width:
+        wrong = f"clips of {features.width} columns (features.width), got {store.width}"
+    elif bool(audio) != (features.audio is not None):
+        wrong = f"features.audio={features.audio}, got {audio} columns of audio"
+    elif manifest["clip_seconds"] != features.clip_seconds:
+        wrong = f"features.clip_seconds={features.clip_seconds}, got {manifest['clip_seconds']}"
+    elif manifest["normalize"] != features.normalize:
+        wrong = f"features.normalize={features.normalize}, got {manifest['normalize']}"
+    if wrong:
+        raise InputError(
+            f"{store.folder}: expected {wrong}; pack the features again or correct the "
+            f"configuration"
+        )
+
+
+def _check_moments(dataset: Dataset, path: Path) -> None:
+    """Every row has a moment to learn.
+
+    Raises:
+        InputError: `data.max_clips` leaves a row without one.
+    """
+    lost = np.flatnonzero(~dataset.in_reach.any(axis=1))
+    if len(lost):
+        raise InputError(
+            f"{path}: {len(lost)} of {len(dataset)} rows have no moment in the clips that "
+            f"data.max_clips keeps, the first is query {dataset.annotations[lost[0]].qid}; raise "
+            f"data.max_clips or leave these rows out"
+        )

@@ -15,7 +15,7 @@ class GlobalBatch:
     """The rows of one step with, for each, the row whose query serves as its negative query."""
 
     rows: Int[np.ndarray, " row"]
-    partners: Int[np.ndarray, " row"]  # -1 where the batch has no other video with another text
+    partners: Int[np.ndarray, " row"]  # -1 where the row has none
     draws: Float[np.ndarray, "row 4"]  # in [0, 1), for what else a step chooses at random
 
 
@@ -28,6 +28,7 @@ def epoch_batches(
     bucket_batches: int,
     seed: int,
     epoch: int,
+    next_row: bool = False,
 ) -> list[GlobalBatch]:
     """The batches of one epoch: every row once, the last batch shorter where they do not divide.
 
@@ -42,6 +43,8 @@ def epoch_batches(
         bucket_batches: batches in a window; 1 does not sort.
         seed: of the run.
         epoch: counted from 0.
+        next_row: the partner of a row is the next one of its batch, of the last the first, as
+            published; it may be of the same video, have the same text or be the row itself.
     """
     random = np.random.default_rng([seed, epoch])
     draws = np.random.default_rng([seed, epoch, 1]).random((len(lengths), 4))  # of each row
@@ -54,9 +57,12 @@ def epoch_batches(
         ]
     )
     batches = np.split(order, range(batch_size, len(order), batch_size))
+    shuffled = [batches[index] for index in random.permutation(len(batches))]
+    if next_row:
+        return [GlobalBatch(rows, np.roll(rows, -1), draws[rows]) for rows in shuffled]
     return [
         GlobalBatch(rows, partners(videos[rows], texts[rows], rows, random), draws[rows])
-        for rows in (batches[index] for index in random.permutation(len(batches)))
+        for rows in shuffled
     ]
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,8 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shine.config import Config
+from shine.config import Config, TextConfig
+from shine.data.annotations import Annotation
+from shine.data.arrays import read_matrix, unit_rows
 from shine.errors import InputError
+from shine.language.negatives import HardNegatives
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
@@ -54,12 +57,103 @@ class LexicalEncoder:
         return vector
 
 
+class PrecomputedEncoder:
+    """Token vectors that another program wrote, one npz file for each query and hard negative.
+
+    A text must be located, by the ids of its query, before it is encoded. Rows of zeros at the end
+    of a file are padding and no tokens.
+    """
+
+    def __init__(self, folder: Path, config: TextConfig):
+        self.width = config.width
+        self._folder = folder
+        self._config = config
+        self._paths: dict[str, Path] = {}
+
+    def locate(
+        self,
+        annotations: Sequence[Annotation],
+        negatives: Mapping[str, HardNegatives] | None = None,
+        num_levels: int = 0,
+    ) -> None:
+        """The texts of `annotations` and the valid ones of their hard negatives have their files.
+
+        Equal texts share the file of the first.
+
+        Raises:
+            InputError: files are missing, or an id cannot be part of a file name.
+        """
+        found = dict(self._paths)
+        for annotation in annotations:
+            found.setdefault(annotation.query, self._path(annotation.qid, None))
+        for annotation in annotations:
+            row = (negatives or {}).get(annotation.qid)
+            if row is not None:
+                levels = zip(row.queries[:num_levels], row.valid, strict=False)
+                for level, (text, valid) in enumerate(levels):
+                    if valid:
+                        found.setdefault(text, self._path(annotation.qid, level))
+        missing = [path for text, path in found.items() if text not in self._paths]
+        missing = [path for path in missing if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"{self._folder}: {len(missing)} of {len(found)} files of text features are "
+                f"missing, the first is {missing[0].name}; check text.folder, text.query_file and "
+                f"text.negative_file"
+            )
+        self._paths = found
+
+    def __call__(self, text: str) -> np.ndarray:
+        """See `TextEncoder`.
+
+        Raises:
+            InputError: the text was not located, or its file does not hold [token, width] numbers.
+        """
+        if text not in self._paths:
+            raise InputError(
+                f"this run has precomputed text alone (text.encoder) and no file for {text!r}; ask "
+                f"a query of its annotation files, or train with text.encoder=lexical"
+            )
+        path = self._paths[text]
+        tokens = read_matrix(path, "last_hidden_state", "token, width")
+        if tokens.shape[1] != self.width:
+            raise InputError(
+                f"{path}: expected tokens of {self.width} columns (text.width), got "
+                f"{tokens.shape[1]}"
+            )
+        real = np.flatnonzero(tokens.any(axis=1))
+        if not len(real):
+            raise InputError(
+                f"{path}: every token is zero, so there is none; encode the text again"
+            )
+        tokens = tokens[: real[-1] + 1]
+        return unit_rows(tokens) if self._config.normalize else tokens
+
+    def _path(self, qid: str, level: int | None) -> Path:
+        name = self._config.query_file if level is None else self._config.negative_file
+        name = name.replace("{qid}", qid).replace("{level}", str(level))
+        if set(name) & set("/\\\0"):
+            raise InputError(
+                f"query id {qid!r} cannot be part of a file name, as text.encoder=precomputed "
+                f"needs; use ids without slashes"
+            )
+        return self._folder / name
+
+
 def build_encoder(config: Config) -> TextEncoder:
     """The encoder that `config.text` names.
 
     Raises:
-        InputError: its word table cannot be read.
+        InputError: its word table or its folder cannot be read.
     """
+    if config.text.encoder == "precomputed":
+        folder = config.path(config.text.folder)
+        if not folder.is_dir():
+            raise InputError(
+                f"no folder of text features {folder}: set text.folder to the folder with one npz "
+                f"per query, or text.encoder=lexical"
+            )
+        return PrecomputedEncoder(folder, config.text)
     if config.text.word_vectors is None:
         return LexicalEncoder(config.text.width)
     table = read_word_vectors(config.path(config.text.word_vectors))
@@ -87,7 +181,7 @@ class TextTable:
     """
 
     def __init__(self, encoder: TextEncoder, max_tokens: int):
-        self._encoder = encoder
+        self.encoder = encoder
         self._max_tokens = max_tokens
         self._ids: dict[str, int] = {}
         self._new: list[np.ndarray] = []
@@ -99,10 +193,10 @@ class TextTable:
         """The numbers of `texts`, int64 [text]; new ones are encoded."""
         numbers = []
         for text in texts:
-            number = self._ids.setdefault(text, len(self._ids))
-            if number == len(self._lengths) + len(self._new):
-                self._new.append(self._encoder(text)[: self._max_tokens])
-            numbers.append(number)
+            if text not in self._ids:
+                self._new.append(self.encoder(text)[: self._max_tokens])
+                self._ids[text] = len(self._ids)
+            numbers.append(self._ids[text])
         if self._new:
             lengths = np.array([len(tokens) for tokens in self._new])
             self._flat = np.concatenate([self._flat, *self._new])

@@ -130,8 +130,9 @@ def test_clips_that_overlap_a_moment_are_inside(root, tmp_path, moment, clips):
     features.mkdir()
     np.save(features / "short.npy", np.ones((9, 8), np.float32))
     config = rewritten(root, tmp_path, place)
-    settings = config.features.model_copy(update={"source": str(features)})
-    write_manifest(tmp_path, [write_shard(tmp_path, 0, ["short"], settings)], settings, None)
+    settings = config.features.model_copy(update={"sources": (str(features),)})
+    shard = write_shard(tmp_path, 0, ["short"], settings, [8])
+    write_manifest(tmp_path, [shard], settings, [8], None)
     source = Source.open(config)
     annotation = read_annotations(config.path(config.data.train))[:1]
     dataset = Dataset.build(annotation, FeatureStore.open(tmp_path), source.texts, max_moments=5)
@@ -141,20 +142,62 @@ def test_clips_that_overlap_a_moment_are_inside(root, tmp_path, moment, clips):
     assert dataset.has_outside[0] == (len(clips) < 9)
 
 
-def test_a_stride_other_than_stated_is_derived_from_the_duration(root, tmp_path):
-    def stretch(record):
-        record["duration"] *= 2
+def with_durations(root, tmp_path, factors):
+    """The training split with the durations of its first videos multiplied."""
+    lines = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["duration"] *= factors.get(line["vid"], 1)
+    path = tmp_path / "train.jsonl"
+    write_jsonl(path, lines)
+    return tiny_config(root, f"data.train={path}")
 
-    dataset = Source.open(rewritten(root, tmp_path, stretch)).training()
-    assert dataset.clip_seconds[0] == 2
+
+def test_the_stride_of_a_video_is_derived_where_it_is_not_as_stated(root, tmp_path):
+    dataset = Source.open(with_durations(root, tmp_path, {"v0": 2})).training()
+    assert (dataset.clip_seconds[:2] == 2).all()
     assert (dataset.clip_seconds[2:] == 1).all()
+    assert dataset.num_derived == 1
+    assert Source.open(tiny_config(root)).training().num_derived == 0
+
+
+def test_a_stride_that_fits_few_videos_is_refused_with_the_arithmetic(root, tmp_path):
+    config = with_durations(root, tmp_path, {f"v{number}": 2 for number in range(6)})
+    clips = len(np.load(root / "features" / "v0.npy"))
+    says = (
+        f"6 of 8 videos .* v0 has {clips} clips x 1 s \\(features.clip_seconds\\) = {clips} s, but "
+        f"lasts {2 * clips} s; the median of these videos is 2 s per clip"
+    )
+    with pytest.raises(InputError, match=says):
+        Source.open(config).training()
+    published = config.model_copy(
+        update={"data": config.data.model_copy(update={"compat": "reference"})}
+    )
+    assert (Source.open(published).training().clip_seconds == 1).all()
+
+
+def test_two_durations_of_one_video_are_refused(root, tmp_path):
+    config = rewritten(root, tmp_path, lambda record: record.update(duration=99.0))
+    with pytest.raises(InputError, match="video v0 has a duration of .* in one row and of .* in"):
+        Source.open(config).training()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("features.width=9", r"clips of 9 columns \(features.width\), got 8"),
+        ("features.clip_seconds=0.5", r"features.clip_seconds=0.5, got 1.0"),
+        ("features.normalize=false", "features.normalize=False, got True"),
+        ("features.audio=pann", "features.audio=pann, got 0 columns of audio"),
+    ],
+)
+def test_a_store_packed_with_other_settings_is_refused(root, override, says):
+    with pytest.raises(InputError, match=says):
+        Source.open(tiny_config(root, override))
 
 
 def test_missing_things_are_told_before_training(root, tmp_path):
     with pytest.raises(InputError, match="does not hold video other"):
         Source.open(rewritten(root, tmp_path, lambda r: r.update(vid="other"))).training()
-    with pytest.raises(InputError, match=r"expected clips of 9 columns \(features.width\), got 8"):
-        Source.open(tiny_config(root, "features.width=9"))
     path = tmp_path / "plain.jsonl"
     lines = read_annotations(root / "train.jsonl")
     write_jsonl(path, [{"qid": "x", "query": "a", "vid": lines[0].vid, "duration": 9,
@@ -165,8 +208,10 @@ def test_missing_things_are_told_before_training(root, tmp_path):
 
 def test_clips_of_moments_beyond_the_most_are_no_outside_clips(root, tmp_path):
     def six(record):
-        record.update(duration=19.0, relevant_windows=[[float(i), i + 0.5] for i in range(6)])
+        record.update(relevant_windows=[[float(i), i + 0.5] for i in range(6)])
 
     dataset = Source.open(rewritten(root, tmp_path, six)).training()
-    assert dataset.moment_mask[0].sum() == 5
+    batch = collate(dataset, batch_of([0, 2]), rank=0, world_size=1)
+    assert batch.targets.moment_mask.sum(dim=1).tolist() == [5, 1]
+    assert batch.targets.num_moments == 6
     assert dataset.inside[0].sum() == 6

@@ -14,12 +14,12 @@ def save(folder, **videos):
         np.save(folder / f"{vid}.npy", clips)
 
 
-def pack(tmp_path, vids, **settings):
-    config = FeaturesConfig(source=str(tmp_path / "raw"), **settings)
+def pack(tmp_path, vids, widths=(4,), **settings):
+    config = FeaturesConfig(**{"sources": (str(tmp_path / "raw"),)} | settings)
     store = tmp_path / "store"
     store.mkdir(exist_ok=True)
-    shards = [write_shard(store, i, part, config) for i, part in enumerate(vids)]
-    write_manifest(store, shards, config, None)
+    shards = [write_shard(store, i, part, config, widths) for i, part in enumerate(vids)]
+    write_manifest(store, shards, config, widths, None)
     return store, shards
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from tiny import WIDTH, tiny_config, tiny_data
 
-from pipelines.features import first_width, pack, simulated_note
-from shine.data.features import FeatureStore
+from pipelines.features import pack, simulated_note
+from shine.config import FeaturesConfig
+from shine.data.features import FeatureStore, source_widths
 from shine.data.planted import WorldConfig, make_world
 from shine.errors import InputError
 
@@ -45,24 +46,25 @@ def test_the_width_is_that_of_the_first_file_that_can_be_read(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(3))
     np.save(tmp_path / "c.npy", np.zeros((2, 5)))
     np.save(tmp_path / "d.npy", np.zeros((2, 7)))
-    assert first_width(tmp_path, ["a", "b", "c", "d"]) == 5
+    settings = FeaturesConfig(sources=(str(tmp_path),))
+    assert source_widths(settings, ["a", "b", "c", "d"]) == (5,)
     with pytest.raises(InputError, match="no video could be packed; the first reason: .* video a"):
-        first_width(tmp_path, ["a", "b"])
+        source_widths(settings, ["a", "b"])
 
 
 def test_features_of_a_world_are_marked_from_wherever_they_are_used(root, world, tmp_path):
     note = "planted world, seed 0"
     assert simulated_note(tiny_config(root)) is None
     assert simulated_note(tiny_config(world)) == note
-    assert simulated_note(tiny_config(root, f"features.source={world / 'features'}")) == note
-    assert simulated_note(tiny_config(root, "features.source=../linked")) is None
+    assert simulated_note(tiny_config(root, f"features.sources=[{world / 'features'}]")) == note
+    assert simulated_note(tiny_config(root, "features.sources=[../linked]")) is None
     (tmp_path / "linked").symlink_to(world / "features")
-    assert simulated_note(tiny_config(root, "features.source=../linked")) == note
+    assert simulated_note(tiny_config(root, "features.sources=[../linked]")) == note
 
 
 def test_annotations_and_features_of_two_worlds_bear_both_marks(root, world):
     marked(root, "dressed")
-    config = tiny_config(root, f"features.source={world / 'features'}")
+    config = tiny_config(root, f"features.sources=[{world / 'features'}]")
     assert simulated_note(config) == "dressed; planted world, seed 0"
 
 
@@ -72,7 +74,7 @@ def test_a_packed_store_keeps_the_mark_of_the_world_that_its_features_come_from(
     other.mkdir()
     (root / "features").rename(other / "features")
     marked(other, "dressed")
-    pack(tiny_config(root, "features.source=../other/features"))
+    pack(tiny_config(root, "features.sources=[../other/features]"))
     assert FeatureStore.open(root / "store").simulated == "dressed"
 
 

@@ -1,0 +1,56 @@
+"""Files of one array: numbers read without executing anything, and told about where they fail."""
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float
+
+from shine.errors import InputError
+
+
+def read_matrix(path: Path, key: str, form: str) -> Float[np.ndarray, "row column"]:
+    """The array of an npy or npz file as float32, with one row at least and finite numbers alone.
+
+    An npz holds it under `key`, or one array alone. A leading axis of length 1 is taken off.
+
+    Args:
+        path: an existing file.
+        key: name of the array in an npz.
+        form: what an item of each axis is, such as `clip, feature`, for messages.
+
+    Raises:
+        InputError: the file does not hold such an array.
+    """
+    values = _load(path, key)
+    shape = values.shape
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu":
+        raise InputError(f"{path}: expected numbers of shape [{form}], got {values.dtype} {shape}")
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        item = form.split(",")[0]
+        raise InputError(
+            f"{path}: NaN or infinity in {item} {int(np.argmin(finite))}; extract again"
+        )
+    return values.astype(np.float32)
+
+
+def unit_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
+    """Rows of unit length, as published: x / (|x| + 1e-5)."""
+    return values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-5)
+
+
+def _load(path: Path, key: str) -> np.ndarray:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            if key in names or len(names) == 1:
+                return loaded[key if key in names else names[0]]
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as a numeric array: {error}") from None
+    raise InputError(f"{path}: expected one array or one named {key}: {names}")
