@@ -22,19 +22,29 @@ def read_matrix(path: Path, key: str, form: str) -> Float[np.ndarray, "row colum
     Raises:
         InputError: the file does not hold such an array.
     """
-    values = _load(path, key)
+    return checked_matrix(_load(path, key), str(path), form)
+
+
+def checked_matrix(values: np.ndarray, where: str, form: str) -> Float[np.ndarray, "row column"]:
+    """An array as float32, with one row at least and finite numbers alone; see `read_matrix`.
+
+    Raises:
+        InputError: it is none; the sentence begins with `where`.
+    """
     shape = values.shape
     if values.ndim == 3 and len(values) == 1:
         values = values[0]
     if values.ndim != 2 or not values.size or values.dtype.kind not in "fiu":
-        raise InputError(f"{path}: expected numbers of shape [{form}], got {values.dtype} {shape}")
+        raise InputError(f"{where}: expected numbers of shape [{form}], got {values.dtype} {shape}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
         item = form.split(",")[0]
         raise InputError(
-            f"{path}: NaN or infinity in {item} {int(np.argmin(finite))}; extract again"
+            f"{where}: NaN or infinity in {item} {int(np.argmin(finite))}; extract again"
         )
-    return values.astype(np.float32)
+    return values
 
 
 def unit_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:

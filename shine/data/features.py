@@ -130,20 +130,18 @@ def write_shard(
     kept: list[str] = []
     arrays: list[np.ndarray] = []
     refused: list[str] = []
-    dtype = np.dtype(config.dtype)
     for vid in vids:
         try:
-            clips = _joined(vid, config, widths)
-            if np.abs(clips).max() > np.finfo(dtype).max:
-                raise InputError(
-                    f"features of video {vid}: {np.abs(clips).max():.3g} does not fit "
-                    f"{config.dtype}; set features.dtype=float32 or features.normalize=true"
-                )
+            parts = [
+                read_feature_file(Path(source), vid, width)
+                for source, width in zip(config.folders, widths, strict=True)
+            ]
+            clips = stored_clips(parts, config, f"features of video {vid}")
         except InputError as error:
             refused.append(str(error))
             continue
         kept.append(vid)
-        arrays.append(clips.astype(dtype))
+        arrays.append(clips)
     if not arrays:
         return Shard("", "", (), (), tuple(refused))
     flat = np.concatenate(arrays)
@@ -158,23 +156,37 @@ def write_shard(
     return Shard(name, digest, tuple(kept), tuple(len(clips) for clips in arrays), tuple(refused))
 
 
-def _joined(vid: str, config: FeaturesConfig, widths: Sequence[int]) -> np.ndarray:
-    """The clips of one video from all folders, as many as the shortest has, side by side."""
-    parts = [
-        read_feature_file(Path(folder), vid, width)
-        for folder, width in zip(config.folders, widths, strict=True)
-    ]
+def stored_clips(
+    parts: Sequence[np.ndarray], config: FeaturesConfig, where: str = "the features"
+) -> np.ndarray:
+    """The clips of one video as a store holds them: those of all folders, side by side.
+
+    There are as many as the shortest part has.
+
+    Args:
+        parts: float32 [clip, feature], one for each of `config.folders`.
+        config: of the store.
+        where: begins the message where the parts cannot be joined.
+
+    Raises:
+        InputError: the numbers of clips do not belong together, or values do not fit.
+    """
     lengths = [len(part) for part in parts]
-    shortest = min(lengths)
-    if max(lengths) - shortest > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
+    if max(lengths) - min(lengths) > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
         found = ", ".join(f"{n} in {f}" for n, f in zip(lengths, config.folders, strict=True))
         raise InputError(
-            f"features of video {vid}: the numbers of clips differ too much to be of one stride "
-            f"({found}); extract all with clips of {config.clip_seconds:g} s"
+            f"{where}: the numbers of clips differ too much to be of one stride ({found}); extract "
+            f"all with clips of {config.clip_seconds:g} s"
         )
     if config.normalize:
         parts = [unit_rows(part) for part in parts]
-    return np.concatenate([part[:shortest] for part in parts], axis=1)
+    clips = np.concatenate([part[: min(lengths)] for part in parts], axis=1)
+    if np.abs(clips).max() > np.finfo(config.dtype).max:
+        raise InputError(
+            f"{where}: {np.abs(clips).max():.3g} does not fit {config.dtype}; set "
+            f"features.dtype=float32 or features.normalize=true"
+        )
+    return clips.astype(config.dtype)
 
 
 def write_manifest(

@@ -1,5 +1,6 @@
 """From a configuration to datasets, with every mistake found before a cluster is asked for."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Source:
         annotations = read_annotations(config.path(config.data.train))
         levels = config.loss.num_hard_negatives
         negatives = self._training_negatives(annotations) if levels else None
-        dataset = self._build(annotations, negatives, levels)
+        dataset = self.dataset(annotations, negatives, levels)
         _check_moments(dataset, config.path(config.data.train))
         return dataset
 
@@ -56,14 +57,19 @@ class Source:
         self, file: str, negatives: dict[str, HardNegatives] | None = None, levels: int = 0
     ) -> Dataset:
         """One split for evaluation, with the first `levels` hard negatives of its queries."""
-        return self._build(read_annotations(self.config.path(file)), negatives, levels)
+        return self.dataset(read_annotations(self.config.path(file)), negatives, levels)
 
-    def _build(
+    def dataset(
         self,
-        annotations: list[Annotation],
-        negatives: dict[str, HardNegatives] | None,
-        levels: int,
+        annotations: Sequence[Annotation],
+        negatives: Mapping[str, HardNegatives] | None = None,
+        levels: int = 0,
     ) -> Dataset:
+        """The rows of `annotations`, with the first `levels` hard negatives of each.
+
+        Raises:
+            InputError: features or text of a row are missing or wrong.
+        """
         encoder = self.texts.encoder
         if isinstance(encoder, PrecomputedEncoder):
             encoder.locate(annotations, negatives, levels)

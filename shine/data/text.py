@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Float
 
 from shine.config import Config, TextConfig
 from shine.data.annotations import Annotation
@@ -60,8 +61,7 @@ class LexicalEncoder:
 class PrecomputedEncoder:
     """Token vectors that another program wrote, one npz file for each query and hard negative.
 
-    A text must be located, by the ids of its query, before it is encoded. Rows of zeros at the end
-    of a file are padding and no tokens.
+    A text must be located, by the ids of its query, before it is encoded.
     """
 
     def __init__(self, folder: Path, config: TextConfig):
@@ -121,13 +121,7 @@ class PrecomputedEncoder:
                 f"{path}: expected tokens of {self.width} columns (text.width), got "
                 f"{tokens.shape[1]}"
             )
-        real = np.flatnonzero(tokens.any(axis=1))
-        if not len(real):
-            raise InputError(
-                f"{path}: every token is zero, so there is none; encode the text again"
-            )
-        tokens = tokens[: real[-1] + 1]
-        return unit_rows(tokens) if self._config.normalize else tokens
+        return as_tokens(tokens, self._config, str(path))
 
     def _path(self, qid: str, level: int | None) -> Path:
         name = self._config.query_file if level is None else self._config.negative_file
@@ -138,6 +132,23 @@ class PrecomputedEncoder:
                 f"needs; use ids without slashes"
             )
         return self._folder / name
+
+
+def as_tokens(
+    vectors: Float[np.ndarray, "row width"], config: TextConfig, where: str = "the query"
+) -> Float[np.ndarray, "token width"]:
+    """Token vectors of another program as a model is given them: without padding, normalised.
+
+    Rows of zeros at the end are padding.
+
+    Raises:
+        InputError: no row is left; the sentence begins with `where`.
+    """
+    real = np.flatnonzero(vectors.any(axis=1))
+    if not len(real):
+        raise InputError(f"{where}: every token is zero, so there is none; encode the text again")
+    tokens = vectors[: real[-1] + 1]
+    return unit_rows(tokens) if config.normalize else tokens
 
 
 def build_encoder(config: Config) -> TextEncoder:
