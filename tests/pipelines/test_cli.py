@@ -1,10 +1,12 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny import tiny_config, tiny_data
 
@@ -245,3 +247,31 @@ for module in pkgutil.walk_packages(shine.__path__, "shine."):
 def test_a_configuration_is_read_without_torch_and_ray():
     code = "import shine.config, sys; assert not {'torch', 'ray', 'spacy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_run_that_was_exported_and_imported_again_answers_as_it_did(shine, config, tmp_path):
+    trained, again, file = tmp_path / "trained", tmp_path / "again", tmp_path / "model.ckpt"
+    assert shine("train", "--config", config, "--out", trained)[0] == 0
+    assert "entries of" in shine("checkpoint", "export", trained, "--out", file)[1]
+    sections = [f"{name}.compat=corrected" for name in ("model", "data", "evaluate")]
+    status, out, err = shine(
+        *("checkpoint", "import", file, "--out", again, "--config", config),
+        *("text.encoder=lexical", *sections),
+    )
+    assert status == 0, err
+    assert f"Next: set data, features and text in {again / 'config.yaml'}" in " ".join(out.split())
+    first, second = (json.loads(shine("evaluate", run, "--json")[1]) for run in (trained, again))
+    assert first.pop("checkpoint") != second.pop("checkpoint")
+    assert first == second
+
+
+def test_a_hostile_checkpoint_is_refused_in_one_sentence(shine, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "canary"),)
+
+    torch.save({"model": {}, "opt": Hostile()}, tmp_path / "a.ckpt")
+    status, _, err = shine("checkpoint", "import", tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert status == 2
+    assert "refused, since it asks for posix.mkdir" in err
+    assert not (tmp_path / "canary").exists()
