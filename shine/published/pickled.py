@@ -10,6 +10,8 @@ import math
 import mmap
 import pickletools
 import re
+import struct
+import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
@@ -57,9 +59,12 @@ _DAMAGE = (
     KeyError,
     NotImplementedError,
     OSError,
+    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,
+    Warning,
+    struct.error,
 )
 
 
@@ -248,8 +253,9 @@ class _Reader:
     def read(self, stream: Any) -> Any:
         """The object of the pickle that an open file or map stands at; it then stands behind it."""
         self._stack, self._marks, self._memo = [], [], {}
-        for operation, argument, _ in pickletools.genops(stream):
-            self._follow(operation.name, argument)
+        with warnings.catch_warnings(action="error"):  # on text that Python would not write
+            for operation, argument, _ in pickletools.genops(stream):
+                self._follow(operation.name, argument)
         (content,) = self._stack
         return content
 

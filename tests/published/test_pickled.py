@@ -203,6 +203,7 @@ NAMESPACE = b"\x80\x02cargparse\nNamespace\n)\x81"
         b"\x80\x02\x8a\xff" + b"\x01" * 3,  # less than it says
         b"\x80\x02}(]K\x01u.",  # a list as a key
         b"\x80\x02}(K\x01u.",  # half an entry
+        b"\x80\x02ctorch\n\\p\n.",  # a name that Python would not write
     ],
 )
 def test_pickles_made_by_hand_are_refused(tmp_path, pickled):
@@ -260,6 +261,16 @@ def test_tensors_that_share_numbers_do_not_grow_beyond_the_file(tmp_path):
     state = {f"w{i}": shared for i in range(1000)}
     with pytest.raises(InputError, match="claim numbers that the file does not hold"):
         read(saved(tmp_path / "a.ckpt", {"model": state}))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1, 3, 2**63 - 1])
+def test_a_count_of_the_older_format_must_be_that_of_its_tensor(tmp_path, count):
+    path = saved(tmp_path / "a.ckpt", {"model": {"w": torch.ones(2)}}, zipped=False)
+    content = path.read_bytes()  # ends in the count and the two numbers
+    assert content[-16:-8] == (2).to_bytes(8, "little")
+    path.write_bytes(content[:-16] + count.to_bytes(8, "little", signed=True) + content[-8:])
+    with pytest.raises(InputError, match="not a whole file"):
+        read(path)
 
 
 def test_compressed_archives_are_refused(tmp_path):
