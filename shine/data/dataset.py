@@ -93,11 +93,11 @@ class Dataset:
         durations = np.array([annotation.duration_seconds for annotation in annotations])
         stored = np.array([store.num_clips(annotation.vid) for annotation in annotations])
         vids = np.array([annotation.vid for annotation in annotations], dtype=object)
-        nominal = store.manifest["clip_seconds"]
+        nominal = float(store.manifest["clip_seconds"])
         num_clips = _kept(stored, max_clips, reference, vids)
         annotated, mask = _pad_moments([annotation.moments for annotation in annotations])
         if reference:
-            clip_seconds, num_derived = np.full(len(annotations), float(nominal)), 0
+            clip_seconds, num_derived = np.full(len(annotations), nominal), 0
             moments, in_reach, num_clamped = annotated, mask, 0
             ends = _published_end_clips(moments, nominal, num_clips)
         else:
@@ -184,7 +184,7 @@ def collate_inputs(
     _, first, video = np.unique(dataset.video[rows], return_index=True, return_inverse=True)
     vids = [dataset.annotations[row].vid for row in rows[first].tolist()]
     tokens, token_mask = dataset.texts.gather(numbers.T)
-    clips, clip_mask = _gather_clips(dataset.store, vids, dataset.num_clips[rows[first]])
+    clips, clip_mask = gather_clips(dataset.store, vids, dataset.num_clips[rows[first]])
     return Inputs(
         clips=torch.from_numpy(clips),
         clip_mask=torch.from_numpy(clip_mask),
@@ -250,7 +250,7 @@ def _batch_texts(
     )
 
 
-def _gather_clips(
+def gather_clips(
     store: FeatureStore, vids: Sequence[str], lengths: Int[np.ndarray, " video"]
 ) -> tuple[Float[np.ndarray, "video clip feature"], Bool[np.ndarray, "video clip"]]:
     """The first `lengths` clips of videos, temporal end points after each part, and their mask."""
@@ -414,7 +414,7 @@ def _grades(
         grades = labels[label.clip(max=len(labels) - 1)]
         relevance[row, :length] = grades.clip(min=0)
         if reference:
-            rising = ids[np.argsort(labels[ids])]
+            rising = ids[np.argsort(labels[ids], kind="stable")]  # ties in the order of the file
             contrast[row] = rising[[-1, 0]].clip(max=length - 1)
             has_contrast[row] = True
         else:
@@ -462,8 +462,8 @@ def _pairs(
     other = np.stack([other_above, other_below], axis=1)
     contrast, has_contrast = dataset.contrast[rows], dataset.has_contrast[rows][:, None]
     filled = has_contrast & ~outside.any(axis=1, keepdims=True)
-    first = np.where(has_contrast, contrast, other)
-    return np.stack([first, np.where(filled, contrast, easy)], axis=1)
+    first, second = np.where(has_contrast, contrast, easy), np.where(filled, contrast, other)
+    return np.stack([first, second], axis=1)
 
 
 def _draw(mask: Bool[np.ndarray, "row clip"], draws: np.ndarray) -> Int[np.ndarray, " row"]:

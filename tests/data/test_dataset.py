@@ -215,3 +215,49 @@ def test_clips_of_moments_beyond_the_most_are_no_outside_clips(root, tmp_path):
     assert batch.targets.moment_mask.sum(dim=1).tolist() == [5, 1]
     assert batch.targets.num_moments == 6
     assert dataset.inside[0].sum() == 6
+
+
+def test_a_run_on_precomputed_text_reads_the_files_of_its_queries_and_negatives(root, tmp_path):
+    rows = read_annotations(root / "train.jsonl")
+    random = np.random.default_rng(0)
+    for row in rows:
+        names = [f"qid{row.qid}", *(f"{row.qid}_recomposed_gpt_{level}" for level in range(3))]
+        for name in names:
+            vectors = random.standard_normal((2, 5)).astype(np.float16)
+            np.savez(tmp_path / f"{name}.npz", last_hidden_state=vectors)
+    overrides = (
+        "text.encoder=precomputed",
+        f"text.folder={tmp_path}",
+        "text.query_file=qid{qid}.npz",
+        "text.width=5",
+    )
+    dataset = Source.open(tiny_config(root, *overrides)).training()
+    assert collate(dataset, batch_of([0, 3, 7]), rank=0, world_size=1).inputs.tokens.shape[3] == 5
+    with pytest.raises(InputError, match=r"missing, the first is .*check text\.folder"):
+        Source.open(tiny_config(root, *overrides)).validation()
+    with pytest.raises(InputError, match="no folder of text features"):
+        Source.open(tiny_config(root, *overrides, "text.folder=none"))
+
+
+def test_a_loss_without_partner_gets_batches_without_partner_text(root):
+    alone = [f"loss.{name}_weight=0" for name in ("rank", "negative", "inter")]
+    config = tiny_config(root, *alone, "loss.fine_weights=[]", "loss.fine_margins=[]")
+    batch = collate(Source.open(config).training(), batch_of([0, 3]), rank=0, world_size=1)
+    assert len(batch.inputs.tokens) == len(batch.targets.text_valid) == 1
+
+
+def test_rows_that_a_cut_leaves_without_a_moment_are_refused(root):
+    config = tiny_config(root, "data.max_clips=1")
+    with pytest.raises(InputError, match=r"\d+ of 16 rows have no moment .* data\.max_clips keeps"):
+        Source.open(config).training()
+    assert Source.open(config).evaluation("test.jsonl").num_clips.max() == 1
+
+
+def test_the_query_stands_in_for_a_negative_that_is_missing_or_invalid(root, tmp_path):
+    def repeat(record):
+        record["recomposed_queries"] = [record["query"], "person waits."]
+
+    dataset = Source.open(rewritten(root, tmp_path, repeat)).training()
+    assert dataset.text_valid[0].tolist() == [True, False, True, False]
+    number = dataset.text[0]
+    assert number[1] == number[3] == number[0] != number[2]

@@ -1,10 +1,18 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shine.config import FeaturesConfig
-from shine.data.features import FeatureStore, read_feature_file, write_manifest, write_shard
+from shine.data.dataset import gather_clips
+from shine.data.features import (
+    FeatureStore,
+    read_feature_file,
+    source_widths,
+    write_manifest,
+    write_shard,
+)
 from shine.errors import InputError
 
 
@@ -141,3 +149,67 @@ def test_an_unfinished_changed_or_foreign_store_is_not_read(tmp_path):
     (store / shard.file).write_bytes(bytes(content[:100]))
     with pytest.raises(InputError, match="not a whole shard"):
         FeatureStore.open(store)
+
+
+def unit(values):
+    return values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-5)
+
+
+def joined(tmp_path, lengths, vid="v", audio=None, **settings):
+    """A store of one video in several folders, whose arrays come back too."""
+    folders = [str(tmp_path / f"part{number}") for number in range(len(lengths))]
+    arrays = [clips(i, length, width=3 + i) for i, length in enumerate(lengths)]
+    for folder, array in zip(folders, arrays, strict=True):
+        save(Path(folder), **{vid: array})
+    if audio is not None:
+        save(tmp_path / "pann", **{vid: audio})
+        settings["audio"] = str(tmp_path / "pann")
+        arrays.append(audio)
+    widths = [array.shape[1] for array in arrays]
+    store, shards = pack(tmp_path, [[vid]], widths, sources=tuple(folders), **settings)
+    return store, shards, arrays
+
+
+def test_several_extractors_are_normalised_alone_cut_to_the_shortest_and_joined(tmp_path):
+    store, _, arrays = joined(tmp_path, [6, 5, 7], dtype="float32")
+    opened = FeatureStore.open(store)
+    expected = np.concatenate([unit(array)[:5] for array in arrays], axis=1)
+    np.testing.assert_allclose(opened.clips("v"), expected, rtol=1e-6)
+    assert (opened.width, opened.clip_width) == (3 + 4 + 5, 12 + 2)
+
+
+def test_audio_comes_last_and_brings_temporal_end_points_of_its_own(tmp_path):
+    audio = clips(9, length=4, width=2)
+    store, _, (video, _) = joined(tmp_path, [5], audio=audio, dtype="float32")
+    opened = FeatureStore.open(store)
+    assert (opened.manifest["audio_width"], opened.width, opened.clip_width) == (2, 5, 9)
+    found, mask = gather_clips(opened, ["v"], np.array([4]))
+    start = np.arange(4, dtype=np.float32) / 4
+    times = np.stack([start, start + np.float32(0.25)], axis=1)
+    expected = np.concatenate([unit(video)[:4], times, unit(audio), times], axis=1)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    assert mask.all()
+
+
+def test_extractors_of_different_strides_are_not_joined(tmp_path):
+    _, (shard,), _ = joined(tmp_path, [40, 20])
+    assert "40 in" in shard.refused[0]
+    assert "20 in" in shard.refused[0]
+    assert "one stride" in shard.refused[0]
+
+
+def test_the_columns_of_all_folders_add_up_to_the_width(tmp_path):
+    *_, arrays = joined(tmp_path, [3, 3], audio=clips(1, 3, 2))
+    folders = tuple(str(tmp_path / f"part{number}") for number in range(2))
+    config = FeaturesConfig(sources=folders, audio=str(tmp_path / "pann"), width=9)
+    assert source_widths(config, ["gone", "v"]) == tuple(a.shape[1] for a in arrays) == (3, 4, 2)
+    with pytest.raises(InputError, match=r"8 columns .* 3 \(part0\) \+ 4 .* = 9; correct"):
+        source_widths(config.model_copy(update={"width": 8}), ["v"])
+    with pytest.raises(InputError, match="no folder of features none"):
+        source_widths(FeaturesConfig(sources=("none",)), ["v"])
+
+
+def test_a_number_too_large_for_a_float32_is_refused(tmp_path):
+    save(tmp_path / "raw", v=np.full((2, 4), 1e300))
+    with pytest.raises(InputError, match="NaN or infinity in clip 0"):
+        read_feature_file(tmp_path / "raw", "v", 4)

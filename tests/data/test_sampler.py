@@ -5,14 +5,15 @@ from hypothesis import strategies as st
 from shine.data.sampler import epoch_batches, partners
 
 
-def make(num_rows=103, num_videos=20, num_texts=30, batch_size=8, window=4, seed=0, epoch=0):
+def make(
+    num_rows=103, num_videos=20, num_texts=30, batch_size=8, window=4, seed=0, epoch=0, **options
+):
     random = np.random.default_rng(5)
     videos = random.integers(num_videos, size=num_rows)
     texts = random.integers(num_texts, size=num_rows)
     lengths = random.integers(5, 80, size=num_videos)[videos]
-    batches = epoch_batches(
-        lengths, videos, texts, batch_size=batch_size, bucket_batches=window, seed=seed, epoch=epoch
-    )
+    sizes = {"batch_size": batch_size, "bucket_batches": window}
+    batches = epoch_batches(lengths, videos, texts, **sizes, seed=seed, epoch=epoch, **options)
     return batches, lengths, videos, texts
 
 
@@ -64,3 +65,17 @@ def test_without_another_video_or_text_there_is_no_partner():
     assert partners(one, three, rows, random).tolist() == [-1, -1, -1]
     assert partners(three, one, rows, random).tolist() == [-1, -1, -1]
     assert partners(three[:1], three[:1], rows[:1], random).tolist() == [-1]
+
+
+def test_the_published_partner_is_the_next_row_of_the_batch():
+    for batch in make(num_rows=41, next_row=True)[0]:
+        after = dict(zip(batch.rows.tolist(), [*batch.rows[1:], batch.rows[0]], strict=True))
+        assert [after[row] for row in batch.rows.tolist()] == batch.partners.tolist()
+    (alone,) = make(num_rows=1, next_row=True)[0]
+    assert alone.partners.tolist() == alone.rows.tolist()
+
+
+def test_partners_change_neither_the_order_nor_the_draws():
+    for ours, published in zip(make()[0], make(next_row=True)[0], strict=True):
+        assert ours.rows.tolist() == published.rows.tolist()
+        np.testing.assert_array_equal(ours.draws, published.draws)
