@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -61,6 +61,23 @@ def load_model(folder: Path, model: nn.Module) -> None:
             f"first {wrong[0]}; check the sections model, features and text"
         )
     model.load_state_dict(state)
+
+
+def input_widths(folder: Path) -> tuple[int, int]:
+    """Columns of the clip vectors, temporal end points included, and of the token vectors.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is not of a grounding network.
+    """
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            clip, token = (
+                file.get_slice(f"{side}_projection.norms.0.weight").get_shape()[0]
+                for side in ("clip", "token")
+            )
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read checkpoint {folder}: {error}") from None
+    return clip, token
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> Position:

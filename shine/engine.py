@@ -140,7 +140,7 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
     dataset, validation = source.training(), source.validation()
     torch.manual_seed(settings.seed)
     model = build_model(
-        config.model, clip_width=source.store.width + 2, token_width=source.texts.width
+        config.model, clip_width=source.store.clip_width, token_width=source.texts.width
     ).to(backend.device)
     criterion = Criterion(config.loss)
     row = GlobalBatch(np.zeros(1, np.int64), np.full(1, -1), np.zeros((1, 4)))

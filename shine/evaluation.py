@@ -93,7 +93,7 @@ def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
 def load_run_model(folder: Path, config: Config, source: Source, checkpoint: str) -> nn.Module:
     """The model of a run with the parameters of one of its checkpoints, on the CPU."""
     model = build_model(
-        config.model, clip_width=source.store.width + 2, token_width=source.texts.width
+        config.model, clip_width=source.store.clip_width, token_width=source.texts.width
     )
     load_model(folder / checkpoint, model)
     return model.eval()
