@@ -858,17 +858,42 @@ def build_optimizer(
     return optimizer, torch.optim.lr_scheduler.StepLR(optimizer, drop_epochs)
 
 
+def to_device(values: Mapping, device: torch.device | str) -> dict:
+    """The same tensors, also those in lists, on `device`."""
+    return {
+        key: [part.to(device) for part in value] if isinstance(value, list) else value.to(device)
+        for key, value in values.items()
+    }
+
+
 def train_step(
     model: nn.Module,
     criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     inputs: Mapping[str, Tensor],
     targets: Mapping,
+    *,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The parameters after one step; returns the total and the losses before it."""
-    total, losses = criterion(model(**inputs), targets)
+    """The parameters after one step; returns the total and the losses before it.
+
+    With `bfloat16` the network runs under PyTorch's autocast, and the losses take its outputs in
+    float32.
+    """
+    with torch.autocast(inputs["src_vid"].device.type, torch.bfloat16, enabled=bfloat16):
+        outputs = model(**inputs)
+    if bfloat16:
+        outputs = _float32(outputs)
+    total, losses = criterion(outputs, targets)
     optimizer.zero_grad()
     total.backward()
     nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
     optimizer.step()
     return total, losses
+
+
+def _float32(outputs: dict) -> dict:
+    return {
+        key: [_float32(layer) for layer in value] if isinstance(value, list) else value.float()
+        for key, value in outputs.items()
+    }
