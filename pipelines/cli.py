@@ -184,6 +184,69 @@ def evaluate(
     _show(evaluation, as_json, evaluation_table({run.name: evaluation}), note)
 
 
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    video: Annotated[
+        list[Path],
+        typer.Option(
+            "--video",
+            help="Features of the video, npy or npz; of each source of the run, in its order.",
+        ),
+    ],
+    query: Annotated[
+        list[str] | None, typer.Option("--query", help="Sentence to find; again for more.")
+    ] = None,
+    tokens: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--tokens", help="Token vectors of a query, npy or npz, instead of a sentence."
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds of the video; else as long as its clips.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the moments of a video that sentences describe.
+
+    Example: shine predict runs/shine --video v1.npy --query "person opens the laptop"
+    """
+    from pipelines.console import answer_lines
+    from shine.data.arrays import read_matrix
+    from shine.retrieval import Grounder
+
+    if not query and not tokens:
+        raise InputError("name at least one sentence with --query, or token vectors with --tokens")
+    grounder = Grounder.load(run)
+    encoded = grounder.encode(video, duration_seconds=duration)
+    names = [*(query or ()), *map(str, tokens or ())]
+    vectors = [read_matrix(file, "last_hidden_state", "token, width") for file in tokens or ()]
+    answers = grounder.ask_all(encoded, [*(query or ()), *vectors])
+    _show(
+        {
+            "duration_seconds": encoded.duration_seconds,
+            "simulated": grounder.simulated,
+            "answers": [
+                {
+                    "query": name,
+                    "moments": answer.moments,
+                    "saliency": answer.saliency.tolist(),
+                    "clip_seconds": answer.clip_seconds,
+                }
+                for name, answer in zip(names, answers, strict=True)
+            ],
+        },
+        as_json,
+        *(
+            line
+            for name, answer in zip(names, answers, strict=True)
+            for line in answer_lines(name, answer, encoded.duration_seconds)
+        ),
+        f"simulated: {grounder.simulated}" if grounder.simulated else "",
+    )
+
+
 @world.command("make")
 def world_make(
     overrides: WorldOverrides = None,

@@ -1,11 +1,12 @@
 """What a person sees: bars and tables on a terminal, plain lines elsewhere."""
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,11 +16,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # the package starts without torch
+    from shine.retrieval import Answer
 
 results = Console()  # what a command was asked for
 console = Console(stderr=True)  # progress and mistakes
 
 _QUIET_SECONDS = 5.0  # between two plain lines
+_SHOWN_MOMENTS = 5  # of a query; --json has all
 
 
 class Tracker:
@@ -97,6 +103,31 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
             values = [_percent(gap[metric]) for metric in metrics]
             table.add_row("composition gap", name, "", *values)
     return table
+
+
+def answer_lines(query: str, answer: "Answer", duration_seconds: float) -> list[RenderableType]:
+    """A query, its best moments, and its saliency from the first clip to the last."""
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    for heading in ("start", "end", "score"):
+        table.add_column(heading, justify="right")
+    for start, end, score in answer.moments[:_SHOWN_MOMENTS]:
+        table.add_row(f"{start:.1f}", f"{end:.1f}", f"{score:.2f}")
+    curve = sparkline(answer.saliency.tolist(), ascii_only=results.options.ascii_only)
+    return [
+        Text(query, style="bold"),
+        table,
+        Text(f"  saliency {curve} of {duration_seconds:.1f} s"),
+    ]
+
+
+def sparkline(values: Sequence[float], width: int = 60, *, ascii_only: bool = False) -> str:
+    """A curve in one line: the peaks of at most `width` equal parts, lowest to highest."""
+    bars = ".:-=+*#@" if ascii_only else "▁▂▃▄▅▆▇█"
+    size = math.ceil(len(values) / width)
+    peaks = [max(values[start : start + size]) for start in range(0, len(values), size)]
+    low, high = min(peaks), max(peaks)
+    step = (high - low) / (len(bars) - 1) or 1.0
+    return "".join(bars[round((peak - low) / step)] for peak in peaks)
 
 
 def _percent(figure: Mapping[str, float | None]) -> str:
