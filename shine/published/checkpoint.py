@@ -1,8 +1,8 @@
 """Checkpoints of the published programs become run folders, and runs become such checkpoints.
 
 A published file is a pickle of `model` (tensors under published names), `opt` (an argparse
-namespace), `epoch` and the state of an optimiser. The first three are translated; the optimiser's
-state orders parameters as the published code does and is left behind.
+namespace), `epoch` and the state of an optimiser. The first three are translated; that of the
+optimiser, which only the training that it stopped can continue from, is left behind.
 """
 
 import io
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shine.checkpoints import load_model
+from shine.checkpoints import input_widths, load_model
 from shine.config import Config
 from shine.errors import InputError
 from shine.evaluation import read_run
@@ -82,8 +81,11 @@ def import_checkpoint(
         "options": options,
     }
     checkpoint = folder / CHECKPOINT
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / REPORT_FILE, report)
+    try:
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / REPORT_FILE, report)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from None
     if fit.missing or misshapen:
         raise InputError(
             f"{file} does not fit {config.model.backbone}: {len(fit.missing)} entries are missing "
@@ -126,7 +128,7 @@ def export_checkpoint(folder: Path, file: Path) -> dict[str, Any]:
     whole = (folder / "run.json").exists()
     config, run = read_run(folder if whole else folder.resolve().parent)
     checkpoint = folder / run["best"] if whole else folder
-    clip_width, token_width = _widths(checkpoint)
+    clip_width, token_width = input_widths(checkpoint)
     model = build_model(config.model, clip_width=clip_width, token_width=token_width)
     load_model(checkpoint, model)
     state = _idle(config, clip_width, token_width) | to_published(model)
@@ -182,19 +184,6 @@ def _notes(prefix: str, state: Mapping[str, Tensor]) -> list[str]:
     if broken:
         notes.append(f"{len(broken)} entries hold values that are not finite: {', '.join(broken)}")
     return notes
-
-
-def _widths(checkpoint: Path) -> tuple[int, int]:
-    """Columns of the clip vectors and of the token vectors that a checkpoint reads."""
-    try:
-        with safe_open(checkpoint / "model.safetensors", "pt") as file:
-            clips, tokens = (
-                file.get_slice(f"{side}_projection.norms.0.weight").get_shape()[0]
-                for side in ("clip", "token")
-            )
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read the checkpoint {checkpoint}: {error}") from None
-    return clips, tokens
 
 
 def _idle(config: Config, clip_width: int, token_width: int) -> dict[str, Tensor]:

@@ -228,6 +228,8 @@ def test_overrides_win_over_the_file_and_a_run_is_never_written_over(tmp_path):
     assert config.data.tests == {"t": "t.jsonl"}
     with pytest.raises(InputError, match="holds a run already"):
         imported(file, tmp_path / "run")
+    with pytest.raises(InputError, match="cannot write"):
+        imported(file, file / "run")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_a_folder_without_a_checkpoint_is_not_exported(tmp_path):
         export_checkpoint(tmp_path, tmp_path / "a.ckpt")
     imported(write(tmp_path / "a.ckpt", *small(recorded.MODELS[0])), tmp_path / "run")
     (tmp_path / "run" / "other").mkdir()
-    with pytest.raises(InputError, match="cannot read the checkpoint"):
+    with pytest.raises(InputError, match="cannot read checkpoint"):
         export_checkpoint(tmp_path / "run" / "other", tmp_path / "b.ckpt")
     with pytest.raises(InputError, match="cannot write"):
         export_checkpoint(tmp_path / "run", tmp_path / "a.ckpt" / "b.ckpt")
