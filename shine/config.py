@@ -52,9 +52,11 @@ class DataConfig(Section):
     validation: dict[str, str] = {}
     tests: dict[str, str] = {}  # never used for fitting or selection
     negatives: str | None = None  # hard negatives of the training queries; None: those in `train`
-    max_moments: Annotated[int, Field(ge=1, le=5)] = 5  # further moments of a training row are cut
+    # Moments of a row in a training step; of a row that has more, so many are drawn each time.
+    max_moments: Annotated[int, Field(ge=1, le=5)] = 5
     max_clips: Count | None = None  # further clips of a video are cut; None: all are kept
-    compat: Compat = "corrected"  # labels, partners; without max_clips the last clip is cut
+    # Labels, saliency pairs and partners; as published, a video without max_clips loses a clip.
+    compat: Compat = "corrected"
 
 
 class NegativesConfig(Section):
