@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,7 +47,10 @@ class Attend(nn.Module):
             scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
             if mask is not None:
                 scores = scores + query.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
-            answer = self.dropout(scores.softmax(dim=-1)) @ value
+            # bfloat16 is widened: its softmax is twenty times slower on a CPU.
+            wide = torch.promote_types(scores.dtype, torch.float32)
+            weights = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
+            answer = self.dropout(weights) @ value
         else:
             answer = F.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=rate

@@ -17,11 +17,12 @@ def clip_position(
     """Sines of the place of each clip among the real clips of its video.
 
     Clip j of T is at `u = 2 pi j / (T + 1e-6)`, j from 1; channel k holds
-    `sin(u / 10000^(2 floor(k/2) / width))` for even k and the cosine for odd k.
+    `sin(u / 10000^(2 floor(k/2) / width))` for even k and the cosine for odd k. A short `dtype`
+    rounds the result alone.
     """
-    place = clip_mask.cumsum(dim=1).to(dtype)
+    place = clip_mask.cumsum(dim=1).to(torch.promote_types(dtype, torch.float32))
     angle = 2 * math.pi * place / (place[:, -1:] + 1e-6)
-    return _waves(angle, width)
+    return _waves(angle, width).to(dtype)
 
 
 def anchor_position(spans: Float[Tensor, "*rows 2"], width: int) -> Float[Tensor, "*rows hidden"]:

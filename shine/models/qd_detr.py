@@ -121,8 +121,10 @@ class QdDetr(nn.Module):
         for layer in self.text_layers:
             clips = layer(clips, position, tokens, token_position, seen)
         texts, rows = clips.shape[:2]
-        sequence = torch.cat([self.global_content.expand(texts, rows, 1, -1), clips], dim=2)
-        position = torch.cat([self.global_position.expand(rows, 1, -1), position], dim=1)
+        content = self.global_content.to(clips.dtype).expand(texts, rows, 1, -1)
+        place = self.global_position.to(clips.dtype).expand(rows, 1, -1)
+        sequence = torch.cat([content, clips], dim=2)
+        position = torch.cat([place, position], dim=1)
         mask = torch.cat([clip_mask.new_ones(rows, 1), clip_mask], dim=1)  # [row, 1 + clip]
         for layer in self.video_layers:
             sequence = layer(sequence, position, mask)
