@@ -286,6 +286,9 @@ def _losses(options: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, An
         "loss.hinge_weight": weight,
         "loss.rank_weight": with_partner,
         "loss.negative_weight": with_partner,
+        # Terms of other systems, which a given configuration may have on.
+        **dict.fromkeys(("loss.align_weight", "loss.intra_weight", "loss.inter_weight"), 0.0),
+        **dict.fromkeys(("loss.fine_weights", "loss.fine_margins"), ()),
         "loss.compat": "reference",
     }
     if all(key in options for key in _COSTS):

@@ -232,6 +232,19 @@ def test_overrides_win_over_the_file_and_a_run_is_never_written_over(tmp_path):
         imported(file, file / "run")
 
 
+def test_the_loss_of_a_given_configuration_does_not_stay(tmp_path):
+    name = next(name for name in recorded.MODELS if name.startswith("moment_detr"))
+    shine = "loss: {intra_weight: 1, fine_weights: [1, 1], fine_margins: [1, 1]}"
+    (tmp_path / "shine.yaml").write_text(shine)
+    import_checkpoint(
+        write(tmp_path / "a.ckpt", *small(name)),
+        tmp_path / "run",
+        partial(load_config, tmp_path / "shine.yaml"),
+    )
+    loss = read_run(tmp_path / "run")[0].loss
+    assert (loss.intra_weight, loss.fine_weights, loss.fine_margins) == (0, (), ())
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
