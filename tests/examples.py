@@ -2,7 +2,7 @@
 
 import torch
 
-from shine.config import LossConfig, QdDetrConfig
+from shine.config import LossConfig, MomentDetrConfig, QdDetrConfig
 from shine.data.batch import Inputs, Targets
 from shine.models import build_model
 
@@ -15,11 +15,29 @@ SHINE_LOSS = LossConfig(
 )
 
 
-def network(*, seed=0, dtype=torch.float64, **changes):
+CONFIGS = {"qd_detr": QdDetrConfig, "moment_detr": MomentDetrConfig}
+# Every option of every backbone.
+VARIANTS = [
+    {"backbone": "qd_detr"},
+    {"backbone": "qd_detr", "norm": "pre"},
+    {"backbone": "qd_detr", "text_positions": 9, "input_projections": 1},
+    {"backbone": "qd_detr", "span_clips": 9, "input_projections": 3},
+    {"backbone": "moment_detr"},
+    {"backbone": "moment_detr", "norm": "pre"},
+    {"backbone": "moment_detr", "text_positions": 9, "align_width": 3},
+    {"backbone": "moment_detr", "span_clips": 9, "input_projections": 1},
+]
+
+
+def name_of(variant):
+    return "-".join(str(value) for value in variant.values())
+
+
+def network(*, backbone="qd_detr", seed=0, dtype=torch.float64, **changes):
     """A tiny model without dropout whose parameters are all far from their special values."""
     torch.manual_seed(seed)
     sizes = {"hidden": 8, "heads": 2, "feedforward": 12, "slots": 4, "encoder_layers": 2}
-    config = QdDetrConfig(**(sizes | {"dropout": 0.0, "input_dropout": 0.0} | changes))
+    config = CONFIGS[backbone](**(sizes | {"dropout": 0.0, "input_dropout": 0.0} | changes))
     model = build_model(config, clip_width=CLIP_WIDTH, token_width=TOKEN_WIDTH).to(dtype)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
