@@ -151,13 +151,11 @@ class Grounder:
             return []
         tokens = [self._tokens(query) for query in queries]
         dataset = self._dataset(video.store, video.duration_seconds, tokens)
-        # As published, queries of one batch hide tokens of each other: each is asked alone then.
-        alone = self._config.model.compat == "reference"
         found = predict(
             _Projected(self._model, video.hidden),
             dataset,
             np.arange(len(queries)),
-            batch_size=1 if alone else self._config.evaluate.batch_size,
+            batch_size=self._config.evaluate.batch_size,
             device=self._device,
             nms_threshold=self._config.evaluate.nms_threshold,
         )
@@ -273,7 +271,15 @@ def _matrix(source: Features) -> Float[np.ndarray, "clip feature"]:
     """The features in an array or in the file of one."""
     if isinstance(source, np.ndarray):
         return checked_matrix(source, "the features", "clip, feature")
-    return read_matrix(Path(source), "features", "clip, feature")
+    path = Path(source)
+    if path.suffix not in {".npy", ".npz"}:
+        raise InputError(
+            f"{path}: expected the features of a video in an npy or npz file, made by the "
+            f"extractor that the run was trained with"
+        )
+    if not path.is_file():
+        raise InputError(f"no file of features {path}")
+    return read_matrix(path, "features", "clip, feature")
 
 
 def _environment(folder: Path) -> dict[str, Any]:

@@ -184,6 +184,17 @@ def test_a_query_is_answered_alike_alone_and_in_company(grounder, video, queries
         same(answer, grounder.ask(video, query))
 
 
+@pytest.mark.parametrize("option", ["model.compat=reference", "evaluate.batch_size=2"])
+def test_other_queries_do_not_matter_where_batches_are_small_or_as_published(
+    root, tmp_path, option
+):
+    grounder = Grounder.load(trained(root, tmp_path / "run", option))
+    video = grounder.encode(np.random.default_rng(1).standard_normal((14, WIDTH)))
+    queries = ["cup", "person opens the door and the cup", "somebody", "the door", "opens zyx"]
+    for query, answer in zip(queries, grounder.ask_all(video, queries), strict=True):
+        same(answer, grounder.ask(video, query))
+
+
 def test_asking_projects_no_clip_again(run):
     grounder = Grounder.load(run)
     calls = []
@@ -250,7 +261,8 @@ NO_NUMBER = np.full((4, WIDTH), np.nan)
         (np.array([["a"] * WIDTH]), r"expected numbers of shape \[clip, feature\]"),
         (NO_NUMBER, "NaN or infinity in clip 0"),
         ([np.ones((4, WIDTH))] * 2, "expected the features of 1 extractors"),
-        ("nowhere/v.npy", "v.npy"),
+        ("nowhere/v.npy", "no file of features nowhere/v.npy"),
+        ("v.mp4", "v.mp4: expected the features of a video"),
     ],
 )
 def test_wrong_features_are_one_sentence(grounder, features, says):
