@@ -116,6 +116,12 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
             dataset.num_clamped,
             len(dataset),
         )
+    if dataset.num_derived:
+        logger.info(
+            "%d training videos do not fit features.clip_seconds; theirs were derived from the "
+            "duration",
+            dataset.num_derived,
+        )
     if not run:  # `run.json` comes last: a folder without it is not a run yet
         source.store.verify()
         write_whole(folder / CONFIG_FILE, config.to_yaml())

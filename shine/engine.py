@@ -174,6 +174,7 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
             bucket_batches=settings.bucket_batches,
             seed=settings.seed,
             epoch=epoch,
+            next_row=config.data.compat == "reference",
         )
         wrapped.train()
         totals: dict[str, Tensor] = {}
@@ -286,14 +287,7 @@ def evaluate(
     iou = torch.zeros(len(dataset), dtype=torch.float64, device=backend.device)
     rows = np.arange(backend.rank, len(dataset), backend.world_size)
     if len(rows):
-        found = predict(
-            model,
-            dataset,
-            rows,
-            batch_size=config.evaluate.batch_size,
-            device=backend.device,
-            nms_threshold=config.evaluate.nms_threshold,
-        )
+        found = predict(model, dataset, rows, config.evaluate, device=backend.device)
         found_iou = top1_iou(
             found.moments[:, 0], dataset.annotated[rows], dataset.moment_mask[rows]
         )
