@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from benchmarks import plain
-from shine.config import TrainConfig
+from shine.config import LossConfig, TrainConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
 from shine.data.features import FeatureStore
@@ -48,14 +48,14 @@ class Examples:
 
 
 def examples(
-    lengths: Lengths, annotations: Path | None, num_levels: int, seed: int = 0
+    lengths: Lengths, annotations: Path | None, loss: LossConfig, seed: int = 0
 ) -> Examples:
     """The rows of one bucketing window (equal lengths: of one batch), drawn with `seed`.
 
     Args:
         lengths: every row of 62 clips and 32 tokens, or the lengths of Charades-CG.
         annotations: its training file, with recomposed queries; None: lengths from its quantiles.
-        num_levels: hard negatives of a row, up to three.
+        loss: says which texts a batch needs.
         seed: of the choice of rows and of the features.
     """
     random = np.random.default_rng(seed)
@@ -83,7 +83,8 @@ def examples(
         TextTable(encoder, TOKENS),
         max_moments=5,
         negatives=negatives,
-        num_levels=num_levels,
+        num_levels=loss.num_hard_negatives,
+        with_partner=loss.with_partner,
     )
     published = [
         plain.Row(
@@ -92,7 +93,8 @@ def examples(
             moment=row.moments[0],
             clip_seconds=CLIP_SECONDS,
             hard_negatives=tuple(
-                encoder(text)[:TOKENS] for text in negatives[row.qid].queries[:num_levels]
+                encoder(text)[:TOKENS]
+                for text in negatives[row.qid].queries[: loss.num_hard_negatives]
             ),
         )
         for row in rows

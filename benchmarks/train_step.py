@@ -210,7 +210,7 @@ def build(case: Case, name: str) -> Side:
     """One side of a case, freshly initialised."""
     torch.set_num_threads(case.threads)
     torch.manual_seed(0)
-    given = examples(case.lengths, case.annotations, LEVELS if case.method == "shine" else 0)
+    given = examples(case.lengths, case.annotations, _loss(case))
     return Ours(case, given) if name == "ours" else Plain(case, given)
 
 

@@ -10,17 +10,18 @@ import torch
 from benchmarks import plain, train_step
 from benchmarks.examples import BATCH_SIZE, CLIP_WIDTH, CLIPS, TOKENS, bucketed, examples, shuffled
 from benchmarks.measure import Stopwatch, flops
+from shine.config import LossConfig
 from shine.data.dataset import collate
-from shine.data.sampler import GlobalBatch
 
 
 def test_both_sides_get_the_same_rows():
-    given = examples("equal", None, num_levels=3)
-    rows = np.arange(4)
-    batch = GlobalBatch(rows, np.full(4, -1), np.zeros((4, 4)))
+    loss = LossConfig(fine_weights=(1,) * 4, fine_margins=(1,) * 4)
+    given = examples("equal", None, loss)
+    (batch,) = bucketed(given.dataset)
     ours = collate(given.dataset, batch, rank=0, world_size=1)
-    inputs, targets = plain.collate([given.rows[row] for row in rows], np.random.default_rng(0))
-    assert inputs["src_vid"].shape == (4, CLIPS, CLIP_WIDTH + 2)
+    rows = [given.rows[row] for row in batch.rows]
+    inputs, targets = plain.collate(rows, np.random.default_rng(0))
+    assert inputs["src_vid"].shape == (BATCH_SIZE, CLIPS, CLIP_WIDTH + 2)
     assert inputs["src_txt"].shape[1] == TOKENS
     clips = ours.inputs.clips[ours.inputs.video]
     torch.testing.assert_close(clips, inputs["src_vid"], atol=1e-6, rtol=0)
@@ -31,7 +32,7 @@ def test_both_sides_get_the_same_rows():
 
 
 def test_a_window_of_real_lengths_pads_less_in_our_batches():
-    given = examples("real", None, num_levels=0)
+    given = examples("real", None, LossConfig())
     lengths = given.dataset.num_clips
     ours = [batch.rows for batch in bucketed(given.dataset)]
     published = shuffled(len(given.rows))
