@@ -170,18 +170,42 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")], as_json: AsJson = False
+    answers: Annotated[
+        Path, typer.Argument(metavar="RUN|PREDICTIONS", help="Finished run, or prediction file.")
+    ],
+    annotations: Annotated[
+        Path | None, typer.Option(help="Ground truth of the prediction file.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Answer the test splits with a run's best checkpoint.
+    """Answer the test splits with a run's best checkpoint, or measure a prediction file.
 
     Example: shine evaluate runs/shine --json
-    """
-    from pipelines.console import evaluation_table
-    from shine.evaluation import evaluate_run
 
-    evaluation = evaluate_run(run)
+    Example: shine evaluate hl_val_submission.jsonl --annotations highlight_val_release.jsonl
+    """
+    from pipelines.console import evaluation_table, file_table
+    from shine.evaluation import evaluate_predictions, evaluate_run
+
+    if answers.is_dir() and annotations is not None:
+        raise InputError(
+            f"{answers} is a folder; a run is evaluated on the splits of its configuration, so "
+            f"leave out --annotations, or name a prediction file"
+        )
+    if annotations is not None:
+        result = evaluate_predictions(answers, annotations)
+        unanswered = result["num_unanswered"]
+        note = f"{unanswered} queries without a prediction count in R1 alone" if unanswered else ""
+        _show(result, as_json, file_table(result), note)
+        return
+    if answers.is_file():
+        raise InputError(
+            f"{answers} is a file; name its ground truth: shine evaluate {answers} --annotations "
+            f"GROUND_TRUTH.jsonl"
+        )
+    evaluation = evaluate_run(answers)
     note = f"simulated: {evaluation['simulated']}" if evaluation["simulated"] else ""
-    _show(evaluation, as_json, evaluation_table({run.name: evaluation}), note)
+    _show(evaluation, as_json, evaluation_table({answers.name: evaluation}), note)
 
 
 @app.command()

@@ -18,6 +18,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from shine.metrics.figures import BUCKETS
+from shine.metrics.recall import METRICS
+
 if TYPE_CHECKING:  # the package starts without torch
     from shine.retrieval import Answer
 
@@ -84,12 +87,12 @@ def training_note(record: Mapping[str, Any]) -> str:
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Runs side by side on every split, in percent; intervals are in `evaluation.json`."""
-    table = Table(title="R1 at IoU 0.3 / 0.5 / 0.7, mIoU, in percent")
+    """Runs side by side on every split, in percent; `evaluation.json` has more, with intervals."""
+    table = Table(title="R1 at IoU 0.3 / 0.5 / 0.7, mIoU and mAP, in percent")
     for heading in ("split", "run", "queries"):
         table.add_column(heading, no_wrap=True)
     first = next(iter(evaluations.values()))
-    metrics = list(next(iter(first["splits"].values()))["metrics"])
+    metrics = (*METRICS, "mAP")
     for metric in metrics:
         table.add_column(metric, justify="right")
     for split in first["splits"]:
@@ -128,6 +131,22 @@ def sparkline(values: Sequence[float], width: int = 60, *, ascii_only: bool = Fa
     low, high = min(peaks), max(peaks)
     step = (high - low) / (len(bars) - 1) or 1.0
     return "".join(bars[round((peak - low) / step)] for peak in peaks)
+
+
+def file_table(evaluation: Mapping[str, Any]) -> Table:
+    """The usual figures of a prediction file in percent, with their intervals."""
+    table = Table(title=f"{evaluation['predictions']}: {evaluation['num_queries']} queries")
+    for heading in ("", "percent", "95 % interval"):
+        table.add_column(heading, justify="right" if heading else "left")
+    metrics = evaluation["metrics"]
+    lengths = [f"{name}-mAP" for name in BUCKETS]
+    highlights = [name for name in metrics if name.startswith("HL-")]
+    shown = (*METRICS, "R5@0.5", "R5@0.7", "mAP", "mAP@0.5", "mAP@0.75", *lengths, *highlights)
+    for name in shown:
+        if figure := metrics.get(name):
+            value, low, high = (100 * figure[end] for end in ("value", "low", "high"))
+            table.add_row(name, f"{value:.2f}", f"{low:.2f} to {high:.2f}")
+    return table
 
 
 def _percent(figure: Mapping[str, float | None]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,25 @@ import numpy as np
 from torch import nn
 
 from shine.checkpoints import load_model
-from shine.config import Config, load_config
-from shine.data.annotations import write_jsonl
+from shine.config import Config, EvaluateConfig, load_config
+from shine.data.annotations import read_annotations, write_jsonl
 from shine.data.dataset import Dataset
 from shine.data.loading import Source
 from shine.engine import local_device
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.negatives import HardNegatives, read_negatives
-from shine.metrics.summary import Answers, Evaluation, evaluate_splits
+from shine.metrics.highlights import LABEL_SECONDS
+from shine.metrics.summary import (
+    Answers,
+    Evaluation,
+    FileEvaluation,
+    evaluate_file,
+    evaluate_splits,
+)
 from shine.models import build_model
 from shine.prediction import Predictions, predict
+from shine.submission import Submission, answers_to, read_submission, to_records
 
 EXAMPLES = 3  # queries of each split whose saliency curves are kept
 
@@ -49,17 +58,14 @@ def evaluate_run(folder: Path) -> Evaluation:
     (folder / "predictions").mkdir(exist_ok=True)
     for name, file in config.data.tests.items():
         dataset = source.evaluation(file, negatives, levels)
-        found = predict(
-            model,
-            dataset,
-            np.arange(len(dataset)),
-            batch_size=config.evaluate.batch_size,
-            device=device,
-            nms_threshold=config.evaluate.nms_threshold,
-        )
-        answers[name] = _answers(dataset, found)
+        rows = np.arange(len(dataset))
+        found = predict(model, dataset, rows, config.evaluate, device=device)
+        submission = _submission(found, config.evaluate)
+        answers[name] = _answers(dataset, found, submission, config.path(file))
         examples += _examples(name, dataset, found)
-        write_jsonl(folder / "predictions" / f"{name}.jsonl", _submission(dataset, found))
+        write_jsonl(
+            folder / "predictions" / f"{name}.jsonl", to_records(dataset.annotations, submission)
+        )
     evaluation = evaluate_splits(
         answers,
         checkpoint=run["best"],
@@ -70,6 +76,17 @@ def evaluate_run(folder: Path) -> Evaluation:
     write_whole(folder / "examples.json", json.dumps(examples) + "\n")
     write_whole(folder / "evaluation.json", json.dumps(evaluation, indent=1) + "\n")
     return evaluation
+
+
+def evaluate_predictions(predictions: Path, annotations: Path) -> FileEvaluation:
+    """A prediction file in the field's format is measured against the ground truth.
+
+    Raises:
+        InputError: a file is missing or malformed, or they are not about the same queries.
+    """
+    rows = read_annotations(annotations)
+    answers = answers_to(rows, read_submission(predictions, rows), annotations)
+    return evaluate_file(answers, predictions=str(predictions), annotations=str(annotations))
 
 
 def read_run(folder: Path) -> tuple[Config, dict[str, Any]]:
@@ -99,39 +116,39 @@ def load_run_model(folder: Path, config: Config, source: Source, checkpoint: str
     return model.eval()
 
 
-def _answers(dataset: Dataset, found: Predictions) -> Answers:
-    with_negatives = dataset.text.shape[1] > 1
-    longest = found.saliency.shape[-1]
-    return Answers(
-        qids=[annotation.qid for annotation in dataset.annotations],
-        vids=[annotation.vid for annotation in dataset.annotations],
-        predicted=found.moments[:, 0],
-        moments=dataset.annotated,
-        moment_mask=dataset.moment_mask,
-        saliency=found.saliency.swapaxes(0, 1) if with_negatives else None,
-        inside=dataset.inside[:, :longest] if with_negatives else None,
-        text_valid=dataset.text_valid.T if with_negatives else None,
+def _submission(found: Predictions, settings: EvaluateConfig) -> Submission:
+    """What the prediction file holds, and what is measured: numbers of four decimals.
+
+    Saliency as published is written in float16 and not rounded further.
+    """
+    saliency = found.saliency[:, 0].astype(float)
+    return Submission(
+        moments=found.moments.round(4),
+        scores=found.scores.round(4),
+        saliency=saliency if settings.compat == "reference" else saliency.round(4),
     )
 
 
-def _submission(dataset: Dataset, found: Predictions) -> list[dict[str, Any]]:
-    """Lines of the field's prediction file: [start, end, score] best first, saliency per clip."""
-    windows = np.concatenate([found.moments, found.scores[..., None]], axis=-1).round(4).tolist()
-    return [
-        {
-            "qid": annotation.qid,
-            "query": annotation.query,
-            "vid": annotation.vid,
-            "pred_relevant_windows": windows[row],
-            "pred_saliency_scores": _curve(dataset, found, row, 0),
-        }
-        for row, annotation in enumerate(dataset.annotations)
-    ]
+def _answers(dataset: Dataset, found: Predictions, submission: Submission, truth: Path) -> Answers:
+    clip_seconds = dataset.clip_seconds
+    if not np.allclose(clip_seconds, LABEL_SECONDS):  # no saliency of the labelled clips
+        submission = replace(submission, saliency=None)
+    answers = answers_to(dataset.annotations, submission, truth)
+    if dataset.text.shape[1] == 1:
+        return answers
+    longest = found.saliency.shape[-1]
+    return replace(
+        answers,
+        saliency=found.saliency.swapaxes(0, 1),
+        inside=dataset.inside[:, :longest],
+        text_valid=dataset.text_valid.T,
+    )
 
 
 def _examples(name: str, dataset: Dataset, found: Predictions) -> list[dict[str, Any]]:
-    """The first queries that have all their texts, as the report draws them."""
-    rows = np.flatnonzero(dataset.text_valid.all(axis=1))[:EXAMPLES].tolist()
+    """The first queries that have all their texts and a moment, as the report draws them."""
+    shown = dataset.text_valid.all(axis=1) & ~np.isnan(found.scores[:, 0])
+    rows = np.flatnonzero(shown)[:EXAMPLES].tolist()
     return [
         {
             "split": name,

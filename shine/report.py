@@ -17,8 +17,8 @@ from markupsafe import Markup
 from shine import figures
 from shine.errors import InputError
 from shine.files import write_whole
-from shine.metrics.recall import METRICS, top1_iou
-from shine.metrics.summary import Comparison, Evaluation, Interval, compare
+from shine.metrics.recall import top1_iou
+from shine.metrics.summary import Comparison, Evaluation, Interval, Queries, compare
 
 SPLITS = {
     "test_trivial": ("Test-trivial", "new videos, pairs of words seen in training"),
@@ -159,7 +159,10 @@ def _read_run(folder: Path) -> Run:
     if state.get("status") != "finished":
         raise InputError(f"{folder}: expected a finished run, got one that is {state['status']}")
     evaluation = _read(folder / "evaluation.json", f"write it with `shine evaluate {folder}`")
-    if missing := Evaluation.__required_keys__ - evaluation.keys():
+    missing = Evaluation.__required_keys__ - evaluation.keys()
+    for split in evaluation.get("splits", {}).values():
+        missing |= Queries.__required_keys__ - split["queries"].keys()
+    if missing:
         raise InputError(
             f"{folder / 'evaluation.json'}: lacks {sorted(missing)}; "
             f"write it again with `shine evaluate {folder}`"
@@ -224,7 +227,7 @@ def _results(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Gro
                 [split and split["metrics"].get(metric) for split in splits],
                 [change and change["metrics"].get(metric) for change in changes],
             )
-            for metric in METRICS
+            for metric in _first_seen(split["metrics"] for split in splits if split)
         ]
         groups.append(Group(title, f"{note}; {size}" if note else size, rows))
     gaps = [run.evaluation["composition_gap"] for run in runs]
@@ -235,7 +238,7 @@ def _results(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Gro
                 [gap.get(metric) for gap in gaps],
                 [comparison["composition_gap"].get(metric) for comparison in comparisons],
             )
-            for metric in METRICS
+            for metric in _first_seen(gaps)
         ]
         note = "test-trivial minus novel composition, in points: the price of a new pair of words"
         groups.append(Group("Composition gap", note, rows))

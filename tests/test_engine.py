@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_data
 
 from pipelines.train import train_run
+from shine.config import EvaluateConfig
 from shine.data.loading import Source
 from shine.engine import LocalBackend, MetricsLog, learning_rate, selection_score, train
 from shine.evaluation import evaluate_run, load_run_model
@@ -146,7 +147,7 @@ def test_predictions_do_not_depend_on_the_batching_and_keep_the_order_of_rows(ro
     model = build_model(config.model, clip_width=10, token_width=8)
     rows = np.random.default_rng(0).permutation(len(dataset))
     whole, single = (
-        predict(model, dataset, rows, batch_size=size, device=torch.device("cpu"))
+        predict(model, dataset, rows, EvaluateConfig(batch_size=size), device=torch.device("cpu"))
         for size in (100, 1)
     )
     np.testing.assert_allclose(whole.moments, single.moments, atol=1e-4)

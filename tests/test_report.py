@@ -65,7 +65,8 @@ def split_answers(queries, seed, error_seconds, negatives, prefix):
     return Answers(
         qids=[f"{prefix}{i}" for i in range(queries)],
         vids=[f"{prefix}v{i // 3}" for i in range(queries)],
-        predicted=moments[:, 0] + rng.normal(scale=error_seconds, size=(queries, 2)),
+        predicted=moments + rng.normal(scale=error_seconds, size=(queries, 5, 2)),
+        scores=np.linspace(0.9, 0.1, 5) * np.ones((queries, 1)),
         moments=moments,
         moment_mask=np.ones((queries, 1), dtype=bool),
         saliency=saliency if negatives else None,

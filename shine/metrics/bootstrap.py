@@ -3,6 +3,8 @@
 Queries of one video share its clips, so they are not independent: a resample draws videos with
 replacement and takes all queries of each (the cluster bootstrap of Field and Welsh, 2007). The
 intervals speak about the choice of test videos, not about the seed of a training.
+
+A query may hold NaN in a column: it then takes no part in the mean of that column.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,8 +68,7 @@ def difference_interval(
             for weights in _resamples(len(names), resamples, seed)
         ]
     )
-    complete = np.isfinite(differences).all(axis=tuple(range(1, differences.ndim)))
-    return _percentiles(differences[complete], level)
+    return _percentiles(differences, level)
 
 
 def _resamples(
@@ -87,16 +88,22 @@ def _weighted_mean(
     values: Float[np.ndarray, "query ..."],
     code: np.ndarray,
 ) -> Float[np.ndarray, "resample ..."]:
-    """Mean over the queries of the drawn videos; NaN where none of these has a query."""
+    """Mean over the queries of the drawn videos; NaN where none of these has a value."""
+    counted = ~np.isnan(values)
     sums = np.zeros((weights.shape[1], *values.shape[1:]))
-    np.add.at(sums, code, values)
-    counts = weights @ np.bincount(code, minlength=weights.shape[1])  # [resample]
-    total = np.tensordot(weights, sums, axes=1)
-    counts = counts.reshape(-1, *[1] * (total.ndim - 1))
-    return np.divide(total, counts, out=np.full(total.shape, np.nan), where=counts > 0)
+    counts = np.zeros_like(sums)
+    np.add.at(sums, code, np.where(counted, values, 0.0))
+    np.add.at(counts, code, counted)
+    total, number = (np.tensordot(weights, part, axes=1) for part in (sums, counts))
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
 def _percentiles(
     means: Float[np.ndarray, "resample ..."], level: float
 ) -> Float[np.ndarray, "2 ..."]:
-    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    """Over the resamples that have a mean; NaN where none has."""
+    ends = np.full((2, *means.shape[1:]), np.nan)
+    known = ~np.isnan(means).all(axis=0)
+    shares = [(1 - level) / 2, (1 + level) / 2]
+    ends[:, known] = np.nanquantile(means[:, known], shares, axis=0)
+    return ends

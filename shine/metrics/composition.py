@@ -18,7 +18,7 @@ def composition_gap(
     novel: Float[np.ndarray, "novel metric"],
 ) -> Float[np.ndarray, " metric"]:
     """Mean over test-trivial queries minus mean over novel-composition queries, per metric."""
-    return trivial.mean(axis=0) - novel.mean(axis=0)
+    return np.nanmean(trivial, axis=0) - np.nanmean(novel, axis=0)
 
 
 def composition_gap_interval(

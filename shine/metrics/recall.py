@@ -29,20 +29,29 @@ def hull_iou(
     return np.divide(shared, hull, out=np.zeros(hull.shape), where=counts)
 
 
+def best_iou(
+    predicted: Float[np.ndarray, "query rank 2"],
+    moments: Float[np.ndarray, "query moment 2"],
+    moment_mask: Bool[np.ndarray, "query moment"],
+) -> Float[np.ndarray, "query rank"]:
+    """IoU of every prediction with the annotated moment it meets best; 0 without a moment.
+
+    Args:
+        predicted: `[start, end]` in seconds.
+        moments: annotated moments in seconds, padded.
+        moment_mask: True on the moments that count.
+    """
+    pairs = hull_iou(predicted[:, :, None], moments[:, None])  # [query, rank, moment]
+    return np.where(moment_mask[:, None], pairs, 0.0).max(axis=2)
+
+
 def top1_iou(
     predicted: Float[np.ndarray, "query 2"],
     moments: Float[np.ndarray, "query moment 2"],
     moment_mask: Bool[np.ndarray, "query moment"],
 ) -> Float[np.ndarray, " query"]:
-    """IoU of the first prediction of each query with the annotated moment it meets best.
-
-    Args:
-        predicted: `[start, end]` in seconds.
-        moments: annotated moments in seconds, padded.
-        moment_mask: True on real moments, at least one per query.
-    """
-    pairs = hull_iou(predicted[:, None], moments)  # [query, moment]
-    return np.where(moment_mask, pairs, 0.0).max(axis=1)
+    """`best_iou` of the first prediction of each query."""
+    return best_iou(predicted[:, None], moments, moment_mask)[:, 0]
 
 
 def per_query(iou: Float[np.ndarray, " query"]) -> Float[np.ndarray, "query metric"]:

@@ -4,22 +4,27 @@ The file holds every figure with its interval, and the per-query values behind t
 runs can be compared on the same queries later.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from shine.metrics.bootstrap import LEVEL, RESAMPLES, mean_interval
 from shine.metrics.composition import composition_gap, composition_gap_interval, saliency_wins
-from shine.metrics.recall import METRICS, per_query, top1_iou
+from shine.metrics.figures import HEADLINE, moment_figures
+from shine.metrics.highlights import Highlights, highlight_figures
+from shine.metrics.official import Evaluator, official_report
+
+T = TypeVar("T")
 
 TRIVIAL, NOVEL = "test_trivial", "novel_composition"  # the two splits of the composition gap
 
 
 class Interval(TypedDict):
-    """A figure and its 95 % interval; the ends are None where none was asked for."""
+    """A figure and its 95 % interval; the ends are None where none was asked for or can be made."""
 
     value: float
     low: float | None
@@ -31,7 +36,7 @@ class Queries(TypedDict):
 
     qid: list[str]
     vid: list[str]
-    iou: list[float]
+    values: dict[str, list[float | None]]  # by figure; None where it does not ask about the query
     saliency_wins: dict[str, list[bool | None]]  # by level; None where the query lacks it
 
 
@@ -40,6 +45,7 @@ class SplitSummary(TypedDict):
 
     num_queries: int
     num_videos: int
+    num_unanswered: int  # queries without any prediction: recall misses them, mAP leaves them out
     metrics: dict[str, Interval]
     saliency_sanity: dict[str, Interval]  # by level; empty without negatives
     queries: Queries
@@ -52,6 +58,15 @@ class Bootstrap(TypedDict):
     seed: int
     level: float
     cluster: str
+
+
+class FileEvaluation(SplitSummary):
+    """What is known of a prediction file; `metrics` has every figure of every length."""
+
+    predictions: str
+    annotations: str
+    bootstrap: Bootstrap
+    official: dict[str, dict[str, Any]]  # report by evaluator, in percent, rounded
 
 
 class Evaluation(TypedDict):
@@ -71,9 +86,11 @@ class Answers:
 
     qids: Sequence[str]
     vids: Sequence[str]
-    predicted: Float[np.ndarray, "query 2"]  # the first moment, seconds
+    predicted: Float[np.ndarray, "query rank 2"]  # seconds, best first; NaN after the last
+    scores: Float[np.ndarray, "query rank"]  # NaN after the last
     moments: Float[np.ndarray, "query moment 2"]  # annotated, seconds, padded
     moment_mask: Bool[np.ndarray, "query moment"]
+    highlights: Highlights | None = None  # None: no labels, or no saliency
     # Text 0 is the query, texts 1.. its negatives, least altered first. None: no negatives.
     saliency: Float[np.ndarray, "text query clip"] | None = None
     inside: Bool[np.ndarray, "query clip"] | None = None  # real clips that overlap a moment
@@ -81,31 +98,54 @@ class Answers:
 
 
 def evaluate_split(answers: Answers, *, resamples: int = RESAMPLES, seed: int = 0) -> SplitSummary:
-    """The figures of one split.
+    """The figures of `HEADLINE` that one split has.
 
     Args:
         answers: at least one query.
         resamples: of each interval; 0 leaves the intervals None.
         seed: of the resamples.
     """
-    assert len(answers.qids) == len(answers.vids) == len(answers.predicted) > 0
-    iou = top1_iou(answers.predicted, answers.moments, answers.moment_mask)
-    queries: Queries = {
-        "qid": [str(qid) for qid in answers.qids],
-        "vid": [str(vid) for vid in answers.vids],
-        "iou": iou.tolist(),
-        "saliency_wins": _wins_by_level(answers),
-    }
+    figures = figures_of(answers)
+    chosen = {name: figures[name] for name in HEADLINE if name in figures}
+    return _summary(answers, chosen, resamples, seed)
+
+
+def evaluate_file(
+    answers: Answers,
+    *,
+    predictions: str,
+    annotations: str,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> FileEvaluation:
+    """Every figure of a prediction file, beside the reports of the official evaluators.
+
+    Args:
+        answers: at least one query.
+        predictions: the file of the predictions.
+        annotations: the file of the ground truth.
+        resamples: of each interval; 0 leaves the intervals None.
+        seed: of the resamples.
+    """
+    figures = figures_of(answers)
+    evaluators: tuple[Evaluator, ...] = get_args(Evaluator)
     return {
-        "num_queries": len(iou),
-        "num_videos": len(set(queries["vid"])),
-        "metrics": _means(per_query(iou), queries["vid"], resamples, seed),
-        "saliency_sanity": {
-            level: _mean(*_known(wins, queries["vid"]), resamples, seed)
-            for level, wins in queries["saliency_wins"].items()
-        },
-        "queries": queries,
+        "predictions": predictions,
+        "annotations": annotations,
+        "bootstrap": _bootstrap(resamples, seed),
+        "official": {evaluator: official_report(figures, evaluator) for evaluator in evaluators},
+        **_summary(answers, figures, resamples, seed),
     }
+
+
+def figures_of(answers: Answers) -> dict[str, Float[np.ndarray, " query"]]:
+    """Every figure of a split, one value per query, NaN where it does not ask about the query."""
+    figures = moment_figures(
+        answers.predicted, answers.scores, answers.moments, answers.moment_mask
+    )
+    if answers.highlights is not None:
+        figures |= highlight_figures(answers.highlights)
+    return figures
 
 
 def evaluate_splits(
@@ -134,13 +174,19 @@ def evaluate_splits(
     gap: dict[str, Interval] = {}
     if TRIVIAL in summaries and NOVEL in summaries:
         trivial, novel = (summaries[name]["queries"] for name in (TRIVIAL, NOVEL))
-        values = per_query(np.array(trivial["iou"])), per_query(np.array(novel["iou"]))
-        gap = _gap(*values, trivial["vid"], novel["vid"], resamples, seed)
+        gap = _gap(
+            _columns(trivial["values"]),
+            _columns(novel["values"]),
+            trivial["vid"],
+            novel["vid"],
+            resamples,
+            seed,
+        )
     return {
         "checkpoint": checkpoint,
         "simulated": simulated,
         "negatives": negatives,
-        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "cluster": "video"},
+        "bootstrap": _bootstrap(resamples, seed),
         "splits": summaries,
         "composition_gap": gap,
     }
@@ -176,13 +222,14 @@ def compare(
         and set(own["queries"]["qid"]) == set(second["splits"][name]["queries"]["qid"])
     }
     changes = {
-        name: per_query(np.array(other["iou"])) - per_query(np.array(own["iou"]))
-        for name, (own, other) in pairs.items()
+        name: _change(own["values"], other["values"]) for name, (own, other) in pairs.items()
     }
     splits: dict[str, SplitComparison] = {
         name: {
             "metrics": _means(changes[name], own["vid"], resamples, seed),
-            "saliency_sanity": _sanity_change(own, other, resamples, seed),
+            "saliency_sanity": _means(
+                _change(own["saliency_wins"], other["saliency_wins"]), own["vid"], resamples, seed
+            ),
         }
         for name, (own, other) in pairs.items()
     }
@@ -200,31 +247,61 @@ def _align(queries: Queries, to: Queries) -> Queries:
     return {
         "qid": to["qid"],
         "vid": to["vid"],
-        "iou": [queries["iou"][index] for index in order],
-        "saliency_wins": {
-            level: [wins[index] for index in order]
-            for level, wins in queries["saliency_wins"].items()
-        },
+        "values": _reordered(queries["values"], order),
+        "saliency_wins": _reordered(queries["saliency_wins"], order),
     }
 
 
-def _sanity_change(
-    first: Queries, second: Queries, resamples: int, seed: int
-) -> dict[str, Interval]:
-    """Per level, over the queries whose win is known in both runs."""
-    changes = {
-        level: [
-            None if before is None or after is None else float(after) - float(before)
-            for before, after in zip(first["saliency_wins"][level], wins, strict=True)
-        ]
-        for level, wins in second["saliency_wins"].items()
-        if level in first["saliency_wins"]
+def _reordered(columns: Mapping[str, list[T]], order: Sequence[int]) -> dict[str, list[T]]:
+    return {name: [values[index] for index in order] for name, values in columns.items()}
+
+
+def _columns(
+    values: Mapping[str, Sequence[float | bool | None]],
+) -> dict[str, Float[np.ndarray, " query"]]:
+    """The columns as numbers, with NaN for None."""
+    return {name: np.array(column, dtype=float) for name, column in values.items()}
+
+
+def _change(
+    first: Mapping[str, Sequence[float | bool | None]],
+    second: Mapping[str, Sequence[float | bool | None]],
+) -> dict[str, Float[np.ndarray, " query"]]:
+    """Second minus first, per query, of the columns that both have."""
+    before, after = _columns(first), _columns(second)
+    return {name: after[name] - before[name] for name in before if name in after}
+
+
+def _summary(
+    answers: Answers,
+    figures: Mapping[str, Float[np.ndarray, " query"]],
+    resamples: int,
+    seed: int,
+) -> SplitSummary:
+    assert len(answers.qids) == len(answers.vids) == len(answers.predicted) > 0
+    queries: Queries = {
+        "qid": [str(qid) for qid in answers.qids],
+        "vid": [str(vid) for vid in answers.vids],
+        "values": {
+            name: [None if math.isnan(value) else value for value in values.tolist()]
+            for name, values in figures.items()
+        },
+        "saliency_wins": _wins_by_level(answers),
     }
     return {
-        level: _mean(*_known(change, first["vid"]), resamples, seed)
-        for level, change in changes.items()
-        if any(value is not None for value in change)
+        "num_queries": len(answers.qids),
+        "num_videos": len(set(queries["vid"])),
+        "num_unanswered": int(np.isnan(answers.scores[:, 0]).sum()),
+        "metrics": _means(figures, queries["vid"], resamples, seed),
+        "saliency_sanity": _means(
+            _columns(queries["saliency_wins"]), queries["vid"], resamples, seed
+        ),
+        "queries": queries,
     }
+
+
+def _bootstrap(resamples: int, seed: int) -> Bootstrap:
+    return {"resamples": resamples, "seed": seed, "level": LEVEL, "cluster": "video"}
 
 
 def _wins_by_level(answers: Answers) -> dict[str, list[bool | None]]:
@@ -243,54 +320,59 @@ def _wins_by_level(answers: Answers) -> dict[str, list[bool | None]]:
     }
 
 
-def _known(
-    values: Sequence[float | bool | None], vids: Sequence[str]
-) -> tuple[Float[np.ndarray, " query"], list[str]]:
-    """The values that are there, with their videos."""
-    pairs = [(value, vid) for value, vid in zip(values, vids, strict=True) if value is not None]
-    return np.array([value for value, _ in pairs], dtype=float), [vid for _, vid in pairs]
-
-
-def _mean(
-    values: Float[np.ndarray, " query"], vids: Sequence[str], resamples: int, seed: int
-) -> Interval:
-    ends = mean_interval(values, vids, resamples=resamples, seed=seed) if resamples else None
-    return _interval(values.mean(), ends)
-
-
 def _means(
-    values: Float[np.ndarray, "query metric"], vids: Sequence[str], resamples: int, seed: int
+    columns: Mapping[str, Float[np.ndarray, " query"]],
+    vids: Sequence[str],
+    resamples: int,
+    seed: int,
 ) -> dict[str, Interval]:
-    """The means of the columns, which are those of `METRICS`."""
-    ends = mean_interval(values, vids, resamples=resamples, seed=seed) if resamples else None
-    return _by_metric(values.mean(axis=0), ends)
+    """The mean of each column over the queries that it knows; a column without any is left out."""
+    known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
+    if not known:
+        return {}
+    table = np.stack(list(known.values()), axis=1)  # [query, metric]
+    ends = mean_interval(table, vids, resamples=resamples, seed=seed) if resamples else None
+    return _by_name(known, np.nanmean(table, axis=0), ends)
 
 
 def _gap(
-    trivial: Float[np.ndarray, "trivial metric"],
-    novel: Float[np.ndarray, "novel metric"],
+    trivial: Mapping[str, Float[np.ndarray, " trivial"]],
+    novel: Mapping[str, Float[np.ndarray, " novel"]],
     trivial_vids: Sequence[str],
     novel_vids: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, Interval]:
+    names = [
+        name
+        for name, values in trivial.items()
+        if name in novel and not np.isnan(values).all() and not np.isnan(novel[name]).all()
+    ]
+    if not names:
+        return {}
+    first, second = (
+        np.stack([columns[name] for name in names], axis=1) for columns in (trivial, novel)
+    )
     ends = None
     if resamples:
         ends = composition_gap_interval(
-            trivial, novel, trivial_vids, novel_vids, resamples=resamples, seed=seed
+            first, second, trivial_vids, novel_vids, resamples=resamples, seed=seed
         )
-    return _by_metric(composition_gap(trivial, novel), ends)
+    return _by_name(names, composition_gap(first, second), ends)
 
 
-def _by_metric(
-    values: Float[np.ndarray, " metric"], ends: Float[np.ndarray, "2 metric"] | None
+def _by_name(
+    names: Iterable[str],
+    values: Float[np.ndarray, " metric"],
+    ends: Float[np.ndarray, "2 metric"] | None,
 ) -> dict[str, Interval]:
     return {
         name: _interval(value, None if ends is None else ends[:, index])
-        for index, (name, value) in enumerate(zip(METRICS, values, strict=True))
+        for index, (name, value) in enumerate(zip(names, values, strict=True))
     }
 
 
 def _interval(value: float, ends: Float[np.ndarray, " 2"] | None) -> Interval:
-    low, high = (None, None) if ends is None else map(float, ends)
-    return {"value": float(value), "low": low, "high": high}
+    if ends is None or np.isnan(ends).any():
+        return {"value": float(value), "low": None, "high": None}
+    return {"value": float(value), "low": float(ends[0]), "high": float(ends[1])}
