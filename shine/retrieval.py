@@ -155,16 +155,15 @@ class Grounder:
             _Projected(self._model, video.hidden),
             dataset,
             np.arange(len(queries)),
-            batch_size=self._config.evaluate.batch_size,
+            self._config.evaluate,
             device=self._device,
-            nms_threshold=self._config.evaluate.nms_threshold,
         )
         return [
             Answer(
                 tuple(
                     Scored(start, end, score)
                     for (start, end), score in zip(moments, scores, strict=True)
-                    if score > 0  # the others are those that NMS removed
+                    if not math.isnan(score)  # fewer are left than there are slots
                 ),
                 curve,
                 float(dataset.clip_seconds[0]),

@@ -76,6 +76,8 @@ def odd_durations(root, path):
 OPTIONS = {
     "plain": (),
     "nms": ("evaluate.nms_threshold=0.3",),
+    "rounded": ("evaluate.round_seconds=2",),
+    "published evaluation": ("evaluate.compat=reference",),
     "moment_detr": ("model.backbone=moment_detr",),
     "published": ("data.compat=reference", "model.norm=pre"),
     "reference": ("model.compat=reference", "evaluate.batch_size=1"),
@@ -153,9 +155,8 @@ def answers_as_predict(folder, file, *sources, query=lambda annotation: annotati
         load_run_model(folder, config, source, state["best"]),
         dataset,
         np.arange(len(dataset)),
-        batch_size=config.evaluate.batch_size,
+        config.evaluate,
         device=torch.device("cpu"),
-        nms_threshold=config.evaluate.nms_threshold,
     )
     grounder = Grounder.load(folder)
     for row, annotation in enumerate(dataset.annotations):
@@ -163,7 +164,7 @@ def answers_as_predict(folder, file, *sources, query=lambda annotation: annotati
             [source / f"{annotation.vid}.npy" for source in sources],
             duration_seconds=annotation.duration_seconds,
         )
-        kept = found.scores[row] > 0
+        kept = np.isfinite(found.scores[row])
         expected = Answer(
             tuple(
                 Scored(start, end, score)
