@@ -62,7 +62,7 @@ def test_operations_of_a_product_and_its_gradient_are_counted():
 def test_the_command_measures_both_sides(tmp_path, capsys):
     file = tmp_path / "figures.json"
     one = "--backbones qd_detr --methods shine --precisions float32 --lengths equal"
-    train_step.main(f"{one} --repeats 1 --device cpu --json {file}".split())
+    train_step.main(f"{one} --repeats 1 --threads 1 --device cpu --json {file}".split())
     assert "qd_detr" in capsys.readouterr().out
     (found,) = json.loads(file.read_text())["cases"]
     assert found["ratio"] > 0
