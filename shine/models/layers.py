@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class Dropout(nn.Module):
 
     On a CPU PyTorch draws one Bernoulli number per element, which costs more than the matrix
     products around it. Here every 64-bit draw decides four elements, so the rate is rounded to a
-    multiple of 2^-16, and the growth follows the rounded rate.
+    multiple of 2^-16, and the growth follows the rounded rate. The draws come from a generator
+    twice as fast as PyTorch's, which seeds it.
     """
 
     def __init__(self, rate: float) -> None:
@@ -58,8 +60,9 @@ class Dropout(nn.Module):
 def _survivors(like: Tensor, rate: float) -> Tensor:
     """Factors of dropout for a tensor: 0 with the given rate, else the reciprocal of the rest."""
     dropped = round(rate * 2**16)
-    draws = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    lanes = draws.view(torch.int16)[: like.numel()].view(like.shape).to(like.dtype)
+    generator = np.random.SFC64(int(torch.randint(2**62, ())))
+    draws = generator.random_raw(-(-like.numel() // 4)).view(np.int16)
+    lanes = torch.from_numpy(draws)[: like.numel()].view(like.shape).to(like.dtype)
     return lanes.ge_(dropped - 2**15).mul_(2**16 / (2**16 - dropped))
 
 
