@@ -194,8 +194,12 @@ def evaluate(
         )
     if annotations is not None:
         result = evaluate_predictions(answers, annotations)
-        unanswered = result["num_unanswered"]
-        note = f"{unanswered} queries without a prediction count in R1 alone" if unanswered else ""
+        note = ""
+        if unanswered := result["num_unanswered"]:
+            note = (
+                f"{unanswered} of {result['num_queries']} queries have no prediction; "
+                f"recall and mIoU count them as misses, mAP as published leaves them out"
+            )
         _show(result, as_json, file_table(result), note)
         return
     if answers.is_file():

@@ -135,7 +135,7 @@ def sparkline(values: Sequence[float], width: int = 60, *, ascii_only: bool = Fa
 
 def file_table(evaluation: Mapping[str, Any]) -> Table:
     """The usual figures of a prediction file in percent, with their intervals."""
-    table = Table(title=f"{evaluation['predictions']}: {evaluation['num_queries']} queries")
+    table = Table(title=f"{evaluation['num_queries']} queries")
     for heading in ("", "percent", "95 % interval"):
         table.add_column(heading, justify="right" if heading else "left")
     metrics = evaluation["metrics"]

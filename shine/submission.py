@@ -144,8 +144,8 @@ def _same_queries(path: Path, found: Sequence[str], wanted: Sequence[str]) -> No
     known = set(wanted)
     if unknown := [qid for qid in found if qid not in known]:
         raise InputError(
-            f"{path}: {len(unknown)} queries are not in the annotations, the first is "
-            f"{unknown[0]!r}; evaluate the split that was predicted"
+            f"{path}: {len(unknown)} of {len(found)} queries are not in the annotations, the first "
+            f"is {unknown[0]!r}; evaluate the split that was predicted"
         )
 
 
@@ -160,7 +160,7 @@ def _windows(value: Any, where: str) -> list[list[float]]:
                 f"{where}: expected a predicted moment [start, end, score] of finite numbers, got "
                 f"{window!r}"
             )
-    return value
+    return [[float(number) for number in window] for window in value]
 
 
 def _curve(value: Any, where: str) -> list[float]:
@@ -168,7 +168,7 @@ def _curve(value: Any, where: str) -> list[float]:
         raise InputError(
             f"{where}: expected pred_saliency_scores as a list of finite numbers, one for each clip"
         )
-    return value
+    return [float(number) for number in value]
 
 
 def _finite(value: Any) -> bool:
