@@ -130,8 +130,7 @@ def _submission(found: Predictions, settings: EvaluateConfig) -> Submission:
 
 
 def _answers(dataset: Dataset, found: Predictions, submission: Submission, truth: Path) -> Answers:
-    clip_seconds = dataset.clip_seconds
-    if not np.allclose(clip_seconds, LABEL_SECONDS):  # no saliency of the labelled clips
+    if dataset.store.manifest["clip_seconds"] != LABEL_SECONDS:  # of other clips than the labels
         submission = replace(submission, saliency=None)
     answers = answers_to(dataset.annotations, submission, truth)
     if dataset.text.shape[1] == 1:

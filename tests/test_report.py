@@ -311,6 +311,15 @@ def test_runs_without_intervals_or_with_broken_numbers_have_a_page(tmp_path):
     assert "nan" not in page.text
 
 
+def test_an_evaluation_without_values_of_each_query_is_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    del evaluation["splits"]["novel_word"]["queries"]["values"]
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    with pytest.raises(InputError, match=r"lacks \['values'\]; write it again with"):
+        write_report([run], tmp_path / "report.html")
+
+
 def test_altered_words_are_marked_and_shared_ones_are_not(tmp_path):
     out = write_report([make_run(tmp_path / "run", examples=True)], tmp_path / "report.html")
     section = out.read_text().split('id="examples"')[1]
