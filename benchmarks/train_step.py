@@ -3,11 +3,12 @@
     python -m benchmarks.train_step
     python -m benchmarks.train_step --lengths real --annotations charades_cg_gpt_train.jsonl
 
-Both sides take the same rows (`benchmarks/examples.py`), the same dropout and the same loss, and
-alternate, so that a change of the machine's speed meets both. What is compared is the step on
-batches that are collated and on the device; collation is measured apart, since a loader can do it
-meanwhile. With `--lengths real` both go through one bucketing window of 512 rows: the plain side
-pads random batches to their longest row, ours takes the batches of its sampler.
+Both sides take the same rows (`benchmarks/examples.py`), the same dropout and the same loss. Each
+has a process of its own, set up as its training is (ours keeps freed memory), and they alternate,
+so that a change of the machine's speed meets both. What is compared is the step on batches that are
+collated and on the device; collation is measured apart, since a loader can do it meanwhile. With
+`--lengths real` both go through one bucketing window of 512 rows: the plain side pads random
+batches to their longest row, ours takes the batches of its sampler.
 
 The plain side is timed for what was published: Moment-DETR and QD-DETR, and SHINE on QD-DETR.
 """
@@ -123,6 +124,8 @@ class Ours(Side):
         self.model = build_model(config, **width).to(case.device).train()
         self.criterion = criterion.Criterion(_loss(case))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        if case.device == "cpu":
+            engine.keep_freed_memory()
 
     def collate(self, number: int) -> Batch:
         """See `Side`."""
@@ -214,6 +217,52 @@ def build(case: Case, name: str) -> Side:
     return Ours(case, given) if name == "ours" else Plain(case, given)
 
 
+@dataclass
+class Opened:
+    """What the process of a side holds."""
+
+    side: Side
+    blocks: list[list[Any]]  # batches that are stepped back to back
+
+    def step(self, block: int) -> None:
+        """The steps of a block."""
+        for batch in self.blocks[block]:
+            self.side.step(batch)
+
+
+_opened: Opened | None = None
+
+
+def open_side(case: Case, name: str, steps: int) -> list[int]:
+    """This process holds a side that has met every shape; the number of steps of each block."""
+    global _opened
+    side = build(case, name)
+    batches = [side.collate(number) for number in range(len(side.batches))]
+    for batch in batches:
+        side.step(batch)
+    if torch.device(case.device).type != "cuda":
+        blocks = [[batch] for batch in batches]
+    else:
+        blocks = [batches * steps if case.lengths == "equal" else batches]
+    _opened = Opened(side, blocks)
+    return [len(block) for block in blocks]
+
+
+def time_block(block: int) -> float:
+    """Seconds of the steps of a block of this process's side."""
+    assert _opened is not None
+    return seconds(torch.device(_opened.side.case.device), partial(_opened.step, block))
+
+
+def describe() -> tuple[int, float, dict[str, float]]:
+    """Rows and operations of all blocks of this process's side, and the parts of a step."""
+    assert _opened is not None
+    side, blocks = _opened.side, range(len(_opened.blocks))
+    rows = side.num_rows * sum(map(len, _opened.blocks)) // len(side.batches)
+    operations = sum(flops(partial(_opened.step, block)) for block in blocks)
+    return rows, operations / rows, _parts(side, max(4, min(len(side.batches), 16)))
+
+
 def compare(case: Case, repeats: int, steps: int) -> dict[str, Any]:
     """Every figure of a case: per side, and the ratio of the two.
 
@@ -227,45 +276,36 @@ def compare(case: Case, repeats: int, steps: int) -> dict[str, Any]:
         steps: back to back on one batch, with equal lengths on a GPU.
     """
     device = torch.device(case.device)
-    on_gpu = device.type == "cuda"
-    sides = {name: build(case, name) for name in SIDES if name == "ours" or case.published}
-    blocks = {}
-    for name, side in sides.items():
-        batches = [side.collate(number) for number in range(len(side.batches))]
-        for batch in batches:  # warms every shape up
-            side.step(batch)
-        if on_gpu and case.lengths == "equal":
-            batches = batches * steps
-        blocks[name] = [batches] if on_gpu else [[batch] for batch in batches]
-
-    def work(name: str, block: int) -> None:
-        for batch in blocks[name][block]:
-            sides[name].step(batch)
-
-    times = {name: np.zeros((repeats, len(blocks[name]))) for name in sides}
-    rates = []
-    dtype = torch.bfloat16 if case.bfloat16 else torch.float32
-    for repeat in range(repeats):
-        rates.append(product_rate(device, dtype))
-        for block in range(len(blocks["ours"])):
-            for name in list(sides)[:: 1 if (repeat + block) % 2 == 0 else -1]:
-                times[name][repeat, block] = seconds(device, partial(work, name, block))
+    torch.set_num_threads(case.threads)
+    names = [name for name in SIDES if name == "ours" or case.published]
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = {
+            name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in names
+        }
+        blocks = {name: pools[name].submit(open_side, case, name, steps).result() for name in names}
+        times = {name: np.zeros((repeats, len(blocks[name]))) for name in names}
+        rates = []
+        dtype = torch.bfloat16 if case.bfloat16 else torch.float32
+        for repeat in range(repeats):
+            rates.append(product_rate(device, dtype))
+            for block in range(len(blocks["ours"])):
+                for name in names[:: 1 if (repeat + block) % 2 == 0 else -1]:
+                    times[name][repeat, block] = pools[name].submit(time_block, block).result()
+        described = {name: pools[name].submit(describe).result() for name in names}
 
     found: dict[str, Any] = {"case": asdict(case), "product_rate": median(rates)}
     spent = {name: float(np.median(values, axis=0).sum()) for name, values in times.items()}
-    for name, side in sides.items():
-        each = [len(block) for block in blocks[name]]
-        rows = side.num_rows * sum(each) // len(side.batches)
-        per_row = sum(flops(partial(work, name, block)) for block in range(len(each))) / rows
+    for name, (rows, per_row, parts) in described.items():
         found[name] = {
             "samples_per_second": rows / spent[name],
             "all_samples_per_second": (rows / times[name].sum(axis=1)).tolist(),
             "flops_per_sample": per_row,
             "share_of_product_rate": per_row * rows / spent[name] / median(rates),
-            "parts": _parts(side, max(4, min(len(side.batches), 16))),
+            "parts": parts,
             "peak_mebibytes": _memory(case, name),
         }
-    if "plain" in sides:
+    if "plain" in names:
         found["ratio"] = spent["plain"] / spent["ours"]
         sums = [times[name].sum(axis=1) for name in ("plain", "ours")]
         found["all_ratios"] = (sums[0] / sums[1]).tolist()

@@ -94,7 +94,7 @@ class _PReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, slope = ctx.saved_tensors
-        slope_grad = (grad * x.clamp(max=0)).sum(dim=-1).sum(dtype=slope.dtype)
+        slope_grad = x.clamp(max=0).mul_(grad).sum(dim=-1).sum(dtype=slope.dtype)
         return torch.ops.aten.leaky_relu_backward(grad, x, slope.item(), False), slope_grad[None]
 
 
