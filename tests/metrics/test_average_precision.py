@@ -87,6 +87,14 @@ def test_a_moment_is_found_once_and_a_duplicate_costs():
     assert (ap([(twice, [first, second])]) == (1 + 2 / 3) / 2).all()
 
 
+def test_of_two_moments_overlapped_alike_the_later_is_found():
+    early, late = (0.0, 8.0), (2.0, 10.0)
+    predictions = [(0.0, 10.0, 0.9), (*late, 0.8)]  # the second overlaps the early moment by 0.6
+    place = THRESHOLDS.index(0.8)
+    assert ap([(predictions, [early, late])])[0, place] == 0.5
+    assert ap([(predictions, [late, early])])[0, place] == 1.0
+
+
 def test_the_eleventh_prediction_does_not_count_whatever_its_score():
     wrong = [(50.0, 51.0, 0.1)] * 10
     assert (ap([([*wrong, (0.0, 10.0, 1.0)], [(0.0, 10.0)])]) == 0).all()

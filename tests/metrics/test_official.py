@@ -90,6 +90,15 @@ def test_five_moments_recall_at_least_what_one_does_and_every_moment_is_in_one_b
         np.testing.assert_array_equal(known, asked)
 
 
+def test_the_fifth_moment_counts_and_the_sixth_does_not():
+    predicted = np.zeros((2, 6, 2))
+    predicted[0, 4] = predicted[1, 5] = [2.0, 8.0]
+    moments = np.full((2, 1, 2), [2.0, 8.0])
+    figures = moment_figures(predicted, np.ones((2, 6)), moments, np.ones((2, 1), dtype=bool))
+    assert figures["R5@0.7"].tolist() == [1.0, 0.0]
+    assert figures["R1@0.3"].tolist() == [0.0, 0.0]
+
+
 def test_buckets_are_open_below_and_closed_above():
     moments = np.array([[[0.0, 10.0]], [[0.0, 30.0]], [[0.0, 150.0]], [[0.0, 151.0]]])
     answers = moments, np.ones((4, 1)), moments, np.ones((4, 1), dtype=bool)
