@@ -270,6 +270,9 @@ class TrainConfig(Section):
     gpu: bool = False  # one GPU per worker
     threads: Count = 1  # of each worker, on a CPU
     evaluate_every: Count = 1  # epochs
+    # The best checkpoint: by the mean of R1@0.5, R1@0.7 and mIoU, or of average precision, over the
+    # validation splits.
+    select_by: Literal["recall", "mAP"] = "recall"
     max_failures: Annotated[int, Field(ge=0)] = 1  # lost workers a run survives
 
 

@@ -29,6 +29,7 @@ from shine.data.sampler import GlobalBatch, epoch_batches
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.losses.criterion import Criterion
+from shine.metrics.average_precision import average_precision
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
 from shine.prediction import predict
@@ -201,7 +202,7 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
         scores = {
             name: evaluate(model, split, config, backend) for name, split in validation.items()
         }
-        score = selection_score(scores)
+        score = selection_score(scores, settings.select_by)
         record = {
             "epoch": epoch + 1,
             "step": position.step,
@@ -283,24 +284,32 @@ def learning_rate(settings: TrainConfig, epoch: int) -> float:
 def evaluate(
     model: nn.Module, dataset: Dataset, config: Config, backend: Backend
 ) -> dict[str, float]:
-    """R1 at each threshold and mIoU of a split, as fractions; the workers share its rows."""
-    iou = torch.zeros(len(dataset), dtype=torch.float64, device=backend.device)
+    """R1 at each threshold, mIoU and mAP of a split, as fractions; the workers share its rows."""
+    values = torch.zeros(len(dataset), 2, dtype=torch.float64, device=backend.device)
     rows = np.arange(backend.rank, len(dataset), backend.world_size)
     if len(rows):
         found = predict(model, dataset, rows, config.evaluate, device=backend.device)
-        found_iou = top1_iou(
-            found.moments[:, 0], dataset.annotated[rows], dataset.moment_mask[rows]
-        )
-        iou[torch.from_numpy(rows).to(iou.device)] = torch.from_numpy(found_iou).to(iou.device)
-    means = per_query(backend.sum(iou).cpu().numpy()).mean(axis=0)
-    return dict(zip(METRICS, means.tolist(), strict=True))
+        moments, mask = dataset.annotated[rows], dataset.moment_mask[rows]
+        iou = top1_iou(found.moments[:, 0], moments, mask)
+        precision = average_precision(found.moments, found.scores, moments, mask).mean(axis=1)
+        own = torch.from_numpy(np.stack([iou, np.nan_to_num(precision)], axis=1))
+        values[torch.from_numpy(rows).to(values.device)] = own.to(values.device)
+    iou, precision = backend.sum(values).cpu().numpy().T
+    recall = dict(zip(METRICS, per_query(iou).mean(axis=0).tolist(), strict=True))
+    return recall | {"mAP": float(precision.mean())}
 
 
-def selection_score(scores: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean over the validation splits of R1@0.5, R1@0.7 and mIoU; None without such a split."""
+def selection_score(
+    scores: Mapping[str, Mapping[str, float]], select_by: Literal["recall", "mAP"] = "recall"
+) -> float | None:
+    """What chooses the checkpoint, a mean over the validation splits; None without such a split.
+
+    Of `recall` the mean of R1@0.5, R1@0.7 and mIoU, or of average precision.
+    """
     if not scores:
         return None
-    means = [(s["R1@0.5"] + s["R1@0.7"] + s["mIoU"]) / 3 for s in scores.values()]
+    names = ("R1@0.5", "R1@0.7", "mIoU") if select_by == "recall" else ("mAP",)
+    means = [sum(split[name] for name in names) / len(names) for split in scores.values()]
     return sum(means) / len(means)
 
 

@@ -63,6 +63,7 @@ def test_a_run_leaves_its_records_configuration_and_best_checkpoint(finished):
     terms |= {f"fine_{n}" for n in range(1, 5)}
     assert {f"loss/{term}" for term in terms} == set(lines[0]["train"])
     assert lines[0]["score"] == selection_score(lines[0]["validation"])
+    assert set(lines[0]["validation"]["val"]) == {"R1@0.3", "R1@0.5", "R1@0.7", "mIoU", "mAP"}
     environment = json.loads((folder / "environment.json").read_text())
     assert {"train.jsonl", "val.jsonl", "test.jsonl", "store/manifest.json"} <= set(
         environment["checksums"]
@@ -131,6 +132,16 @@ def test_without_validation_the_last_epoch_is_kept_and_said(root, tmp_path):
     assert run["best_epoch"] == 2
     assert run["score"] is None
     assert "published protocol" in run["selection"]
+
+
+def test_average_precision_chooses_the_checkpoint_where_it_is_asked_to():
+    scores = {
+        "a": {"R1@0.5": 0.6, "R1@0.7": 0.3, "mIoU": 0.3, "mAP": 0.2},
+        "b": {"R1@0.5": 0.2, "R1@0.7": 0.1, "mIoU": 0.3, "mAP": 0.5},
+    }
+    assert selection_score(scores) == pytest.approx(0.3)
+    assert selection_score(scores, "mAP") == pytest.approx(0.35)
+    assert selection_score({}, "mAP") is None
 
 
 def test_an_exploding_loss_ends_the_run_with_its_epoch(root, tmp_path):
