@@ -1,12 +1,29 @@
 """Files of one array: numbers read without executing anything, and told about where they fail."""
 
+import zlib
 from pathlib import Path
+from tokenize import TokenError
 from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
 
 from shine.errors import InputError
+
+# What NumPy and zipfile raise for a file that is cut, damaged, encrypted or of another kind.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TokenError,
+    BadZipFile,
+    zlib.error,
+)
 
 
 def read_matrix(path: Path, key: str, form: str) -> Float[np.ndarray, "row column"]:
@@ -54,13 +71,19 @@ def unit_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row
 
 def _load(path: Path, key: str) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            names = loaded.files
-            if key in names or len(names) == 1:
-                return loaded[key if key in names else names[0]]
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as a numeric array: {error}") from None
+        with path.open("rb") as file:  # NumPy leaves one that it opened open where it fails
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            with loaded:
+                names = loaded.files
+                member = loaded[key if key in names else names[0]] if names else None
+    except _UNREADABLE as error:
+        # NumPy's own message may advise to allow pickles, which would execute the file.
+        reason = getattr(error, "strerror", None) or "the file is damaged or holds something else"
+        raise InputError(
+            f"{path}: cannot be read as a numeric array: {reason}; write it again with numpy.save"
+        ) from None
+    if isinstance(member, np.ndarray) and (key in names or len(names) == 1):
+        return member
     raise InputError(f"{path}: expected one array or one named {key}: {names}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from shine.data.annotations import Annotation, clamp_moments, normalized
+from shine.data.annotations import LABEL_SECONDS, Annotation, clamp_moments, normalized
 from shine.data.batch import Batch, Inputs, Targets
 from shine.data.features import FeatureStore, part_widths
 from shine.data.sampler import GlobalBatch
@@ -18,7 +18,6 @@ from shine.language.negatives import HardNegatives
 from shine.spans import to_spans
 
 MOST_DERIVED = 0.1  # of the videos of a split may have other seconds per clip than stated
-LABEL_SECONDS = 2.0  # of a highlight label of QVHighlights
 
 
 @dataclass(frozen=True)
@@ -256,9 +255,9 @@ def gather_clips(
     """The first `lengths` clips of videos, temporal end points after each part, and their mask."""
     longest = int(lengths.max(initial=1))
     mask = np.arange(longest) < lengths[:, None]
-    share = 1 / lengths[:, None].astype(np.float32)
-    start = np.arange(longest, dtype=np.float32) * share
-    times = np.stack([start, start + share], axis=-1) * mask[..., None]
+    count = lengths[:, None].astype(np.float32)
+    start = np.arange(longest, dtype=np.float32) / count
+    times = np.stack([start, start + 1 / count], axis=-1) * mask[..., None]
     widths = part_widths(store.width, store.manifest)
     clips = np.zeros((len(vids), longest, store.width + 2 * len(widths)), np.float32)
     for index, (vid, length) in enumerate(zip(vids, lengths.tolist(), strict=True)):

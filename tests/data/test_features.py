@@ -1,8 +1,13 @@
+import io
 import json
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shine.config import FeaturesConfig
 from shine.data.dataset import gather_clips
@@ -109,6 +114,89 @@ def test_a_missing_or_cut_file_is_told(tmp_path):
             read_feature_file(tmp_path, "v", 4)
 
 
+def saved(save, array):
+    content = io.BytesIO()
+    save(content, array)
+    return content.getvalue()
+
+
+def headed(description):
+    """An npy file of five clips with a header of this description."""
+    plain = saved(np.save, clips(0))
+    start, end = plain.index(b"{"), plain.index(b"\n")
+    return plain[:start] + description.encode().ljust(end - start) + plain[end:]
+
+
+def shaped(shape):
+    return headed(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
+
+
+def zipped(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+DAMAGED = {
+    "no end of the header": headed("{'descr': '<f4', 'shape': (5, 4), "),
+    "no numbers in the header": shaped("(05, 4)"),
+    "no type": headed("{'descr': (), 'fortran_order': False, 'shape': (5, 4), }"),
+    "more clips than there are": shaped("(9, 4)"),
+    "more clips than memory": shaped("(10000000000000000, 4)"),
+    "more clips than can be counted": shaped(f"({2**70}, 4)"),
+    "no array": b"no array",
+    "no array in an archive": zipped("features.npy", b"no array"),
+    "a damaged array in an archive": zipped("features.npy", shaped(f"({2**70}, 4)")),
+    "an archive without a member": b"PK\x05\x06" + bytes(18),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_packing_leaves_a_damaged_file_out_with_its_reason(tmp_path, content):
+    save(tmp_path / "raw", good=clips(0))
+    (tmp_path / "raw" / "bad.npy").write_bytes(content)
+    _, (shard,) = pack(tmp_path, [["bad", "good"]])
+    assert shard.vids == ("good",)
+    (reason,) = shard.refused
+    assert "bad.npy" in reason
+    assert "pickle" not in reason
+
+
+def test_intact_headers_of_these_files_are_read(tmp_path):
+    (tmp_path / "v.npy").write_bytes(shaped("(5, 4)"))
+    np.testing.assert_array_equal(read_feature_file(tmp_path, "v", 4), clips(0))
+    (tmp_path / "v.npy").write_bytes(zipped("features.npy", shaped("(5, 4)")))
+    np.testing.assert_array_equal(read_feature_file(tmp_path, "v", 4), clips(0))
+
+
+def test_objects_are_refused_without_the_advice_of_numpy(tmp_path):
+    np.save(tmp_path / "v.npy", np.array([[Bomb()]], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError) as error:
+        read_feature_file(tmp_path, "v", 4)
+    assert "pickle" not in str(error.value)
+
+
+def test_a_member_that_is_no_array_is_told(tmp_path):
+    (tmp_path / "v.npz").write_bytes(zipped("features", b"text"))
+    with pytest.raises(InputError, match=r"v.npz: expected one array or one named features: \["):
+        read_feature_file(tmp_path, "v", 4)
+
+
+INTACT = [saved(save, clips(0)) for save in (np.save, np.savez, np.savez_compressed)]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(INTACT), st.data())
+def test_whatever_is_changed_in_a_file_it_is_read_or_told(tmp_path, intact, data):
+    content = bytearray(intact)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.sampled_from(b"0579(){}[],:'<fO \n\0\xff"))
+    (tmp_path / "v.npy").write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    with suppress(InputError):
+        assert read_feature_file(tmp_path, "v", None).ndim == 2
+
+
 def test_a_video_that_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     save(tmp_path / "raw", good=clips(0), bad=clips(1, width=3))
     store, (shard,) = pack(tmp_path, [["bad", "good", "gone"]], width=4)
@@ -189,6 +277,20 @@ def test_audio_comes_last_and_brings_temporal_end_points_of_its_own(tmp_path):
     expected = np.concatenate([unit(video)[:4], times, unit(audio), times], axis=1)
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
     assert mask.all()
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=3))
+def test_temporal_end_points_are_those_of_single_precision_divisions(lengths):
+    place = {str(i): ("", 0, length) for i, length in enumerate(lengths)}
+    store = FeatureStore(
+        Path(), {"width": 1, "clip_seconds": 1.0}, place, {"": np.ones((200, 1), np.float32)}
+    )
+    found, _ = gather_clips(store, list(place), np.array(lengths))
+    one = np.float32(1)
+    for row, length in enumerate(lengths):
+        for clip in range(length):
+            start = np.float32(clip) / np.float32(length)
+            assert found[row, clip].tolist() == [1, start, start + one / np.float32(length)]
 
 
 def test_extractors_of_different_strides_are_not_joined(tmp_path):
