@@ -27,7 +27,7 @@ from shine.errors import InputError
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(ge=0, le=0.99)]
 # `reference` reproduces the published code where sense departs from it; docs/parity.md lists each
 # departure.
 Compat = Literal["corrected", "reference"]
@@ -201,6 +201,7 @@ class LossConfig(Section):
     span_weight: Weight = 10.0
     giou_weight: Weight = 1.0
     label_weight: Weight = 4.0
+    aux_weight: Weight = 1.0  # of the same terms after the decoder layers before the last one
     # Weights of span, GIoU and label in the cost of a match; None: those of the loss.
     matching_weights: tuple[Weight, Weight, Weight] | None = None
     background_weight: Positive = 0.1  # class weight of unmatched slots
@@ -285,6 +286,16 @@ class EvaluateConfig(Section):
     # Predicted moments are cut to their video; under `reference` to `limit_seconds`, or not at all.
     limit_seconds: Positive | None = None
     compat: Compat = "corrected"
+
+    @model_validator(mode="after")
+    def _limit_is_read(self) -> "EvaluateConfig":
+        if self.limit_seconds is not None and self.compat != "reference":
+            raise ValueError(
+                f"limit_seconds={self.limit_seconds} is read with compat=reference alone; the "
+                f"default cuts moments to their video"
+            )
+        return self
+
     negatives: str | None = None  # of test queries, for saliency sanity; relative to data.root
     bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples of an interval; 0: none
 

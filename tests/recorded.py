@@ -29,16 +29,25 @@ def under(values, prefix):
     return {key.removeprefix(prefix): v for key, v in values.items() if key.startswith(prefix)}
 
 
-def kinds(pattern):
-    """The names of the fixtures whose arrays a pattern finds."""
-    return sorted(path.stem for path in FOLDER.glob(f"{pattern}.npz"))
+def _described(*keys):
+    """The names of the fixtures whose description has all of the keys."""
+    names = sorted(path.stem for path in FOLDER.glob("*.json"))
+    said = {name: facts(name) for name in names}
+    return [n for n in names if isinstance(said[n], dict) and set(keys) <= said[n].keys()]
 
 
-MODELS = [name for name in kinds("*_small*") if not name.startswith("mmn")]
-FULL_SIZE = kinds("*_full_procedural*")
-STATE_KEYS = sorted(path.stem for path in FOLDER.glob("*_detr_state_keys*.json")) + sorted(
-    path.stem for path in FOLDER.glob("shine_state_keys*.json")
+MODELS = _described("model", "config", "train_mode")
+FULL_SIZE = _described("model", "config_name", "weight_probe")
+STATE_KEYS = _described("model", "configs")
+UNITS = _described("ranking", "nms", "labels")
+MODELS, FULL_SIZE, STATE_KEYS = (
+    [n for n in names if facts(n)["model"] in ("moment_detr", "qd_detr", "shine")]
+    for names in (MODELS, FULL_SIZE, STATE_KEYS)
 )
+
+
+def system(name):
+    return facts(name)["model"]
 
 
 def model_config(name, options, compat):
@@ -57,7 +66,7 @@ def model_config(name, options, compat):
         "span_clips": options.get("max_v_l", 75) if options["span_loss_type"] == "ce" else None,
         "compat": compat,
     }
-    if not name.startswith("moment_detr"):
+    if system(name) != "moment_detr":
         return QdDetrConfig(**shared)
     with_align = options["contrastive_align_loss"]
     return MomentDetrConfig(
@@ -85,8 +94,9 @@ def loss_config(name, options, scenario):
     decoded = not scenario.startswith("released")
     values = {
         "span_weight": options["span_loss_coef"] * decoded,
-        "giou_weight": options["giou_loss_coef"] * decoded,
+        "giou_weight": options["giou_loss_coef"] * decoded * (options["span_loss_type"] != "ce"),
         "label_weight": options["label_loss_coef"] * decoded,
+        "aux_weight": float(options["aux_loss"]),
         "matching_weights": [options[f"set_cost_{term}"] for term in ("span", "giou", "class")],
         "background_weight": options["eos_coef"],
         "hinge_weight": saliency,
@@ -95,13 +105,13 @@ def loss_config(name, options, scenario):
         "negative_weight": 0,
         "compat": "reference",
     }
-    if name.startswith("moment_detr"):
+    if system(name) == "moment_detr":
         if options["contrastive_align_loss"]:
             values["align_weight"] = options["contrastive_align_loss_coef"]
             values["align_temperature"] = options["temperature"]
         return LossConfig(**values)
     values |= {"rank_weight": saliency, "negative_weight": saliency}
-    if name.startswith("shine"):
+    if system(name) == "shine":
         hinge = "_hinge" in scenario or (scenario == "evaluation" and options["use_saliency_loss"])
         values |= {
             "hinge_weight": saliency * hinge,
@@ -145,15 +155,16 @@ def targets(values, clip_mask, num_texts):
     rows = len(clip_mask)
     labels = [values[f"span_labels/{row}"] for row in range(rows)]
     spans = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
+    by_clip = not spans.is_floating_point()  # labels of `ce`: first and last clip
     moment_mask = torch.arange(spans.shape[1]) < torch.tensor([[len(v)] for v in labels])
     relevance = values.get("saliency_all_labels", torch.zeros(clip_mask.shape)).float()
     inside = (relevance > 0) & clip_mask
     outside = ~inside & clip_mask
     pairs = torch.stack([values["saliency_pos_labels"], values["saliency_neg_labels"]], dim=-1)
     return Targets(
-        spans=spans,
+        spans=spans.float(),
         moment_mask=moment_mask,
-        span_clips=torch.zeros(*moment_mask.shape, 2, dtype=torch.long),
+        span_clips=spans if by_clip else torch.zeros_like(spans, dtype=torch.long),
         relevance=relevance,
         inside=inside,
         outside=outside,

@@ -18,10 +18,10 @@ SCENARIOS = [(name, s) for name in recorded.MODELS for s in facts(name)["train_m
 
 
 def test_there_are_fixtures_of_every_kind():
-    systems = {name.split("_small")[0] for name in recorded.MODELS}
-    assert systems == {"moment_detr", "qd_detr", "shine"}
-    assert {name.split("_full")[0] for name in recorded.FULL_SIZE} == systems
-    assert {name.split("_state")[0] for name in recorded.STATE_KEYS} == systems
+    systems = {"moment_detr", "qd_detr", "shine"}
+    for names in (recorded.MODELS, recorded.FULL_SIZE, recorded.STATE_KEYS):
+        assert set(map(recorded.system, names)) == systems
+    assert recorded.UNITS
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def batch_of(name, *, levels=True):
     values = recorded.under(arrays(name), "input/")
     if not levels:
         values = {key: value for key, value in values.items() if "hn" not in key}
-    inputs = recorded.inputs(values, partner=not name.startswith("moment_detr"))
+    inputs = recorded.inputs(values, partner=recorded.system(name) != "moment_detr")
     target = recorded.under(arrays(name), "target/")
     return Batch(inputs, recorded.targets(target, inputs.clip_mask, len(inputs.tokens)))
 
@@ -82,7 +82,9 @@ def test_published_outputs(name):
     assert_outputs(model(inputs), expected, inputs.clip_mask)
 
 
-@pytest.mark.parametrize("name", [n for n in recorded.MODELS if not n.startswith("moment_detr")])
+@pytest.mark.parametrize(
+    "name", [n for n in recorded.MODELS if recorded.system(n) != "moment_detr"]
+)
 def test_published_outputs_with_the_corrected_mask(name, corrected_mask):
     expected = recorded.under(arrays(name), "output_eval_corrected_mask/")
     expected |= recorded.under(arrays(name), "output_train_corrected_mask/")
@@ -99,12 +101,13 @@ def test_published_outputs_with_the_corrected_mask(name, corrected_mask):
 @pytest.mark.parametrize("name", recorded.FULL_SIZE)
 @pytest.mark.parametrize("compat", ["reference", "corrected"])
 def test_published_outputs_at_full_size(name, compat):
-    system, said = name.split("_full")[0], facts(name)
-    entries = facts(f"{system}_state_keys")["configs"][said["config_name"]]["keys"]
+    system, said = recorded.system(name), facts(name)
+    configs = [facts(n)["configs"] for n in recorded.STATE_KEYS if recorded.system(n) == system]
+    entries = next(c[said["config_name"]] for c in configs if said["config_name"] in c)["keys"]
     state = {e["name"]: recorded.procedural(e["name"], e["shape"]) for e in entries}
     for key, start in said["weight_probe"].items():
         assert state[key].flatten()[:4].tolist() == pytest.approx(start, abs=1e-7)
-    model = recorded.model(system, said["config"], state, compat)
+    model = recorded.model(name, said["config"], state, compat)
     masks = {
         key: torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         for key, lengths in (("vid", said["video_lengths"]), ("txt", said["text_lengths"]))
@@ -169,7 +172,7 @@ def assert_losses(criterion, outputs, targets, expected, parts):
 def test_published_losses_and_matches_of_an_evaluation(name):
     expected = facts(name)["eval_mode"]
     options, batch = facts(name)["config"], batch_of(name, levels=False)
-    released = name.startswith("shine")
+    released = recorded.system(name) == "shine"
     config = recorded.loss_config(name, options, "released" if released else "evaluation")
     evaluation = recorded.loss_config(name, options, "evaluation")
     if released:  # the released criterion has saliency terms alone
@@ -227,7 +230,7 @@ def test_published_weights_after_three_steps(name, scenario, corrected_mask):
     model, criterion, optimizer, batch = training(name, scenario)
     for step in expected["step_log"]:
         found = train_step(model, criterion, optimizer, batch, clip_norm=0.1)
-        assert found["loss/total"].item() == pytest.approx(step["total"], rel=2e-6, abs=1e-5)
+        assert found["loss/total"].item() == pytest.approx(step["total"], abs=1e-5)
     after = recorded.under(arrays(name), "state/") | to_published(model)
     for key, checksum in expected["checksum_after_3_steps"].items():
         value, norm = after[key].double(), checksum["l2"]

@@ -61,7 +61,7 @@ def test_moments_without_length_have_finite_overlap_and_gradient(width):
     assert spans.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", recorded.kinds("units*"))
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_overlaps(name):
     units = recorded.arrays(name)
     first, second = units["spans/a_cxw"], units["spans/b_cxw"]
@@ -72,7 +72,7 @@ def test_published_overlaps(name):
     torch.testing.assert_close(generalised_iou(a, b), units["spans/giou"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", recorded.kinds("units*"))
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_gradient_of_generalised_iou(name):
     units = recorded.arrays(name)
     first = units["spans/a_cxw"].clone().requires_grad_()
@@ -82,7 +82,7 @@ def test_published_gradient_of_generalised_iou(name):
     torch.testing.assert_close(first.grad, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", recorded.kinds("units*"))
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_suppression(name):
     for case in recorded.facts(name)["nms"]:
         rows = torch.tensor(case["predictions"], dtype=torch.float64)

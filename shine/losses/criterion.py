@@ -45,9 +45,9 @@ class Criterion:
         assert len(outputs.saliency) == texts, "texts of a training step"
         decoded = self._decoder_terms(outputs, targets)  # [layer] each
         terms = {name: (weight, loss[-1]) for name, (weight, loss) in decoded.items()}
-        if decoded and len(outputs.spans) > 1:
+        if decoded and config.aux_weight and len(outputs.spans) > 1:
             before = [weight * loss[:-1] for weight, loss in decoded.values()]
-            terms["aux"] = (1.0, torch.stack(before).sum())
+            terms["aux"] = (config.aux_weight, torch.stack(before).sum())
         terms |= self._saliency_terms(outputs.saliency, targets)
         total = torch.stack([weight * loss for weight, loss in terms.values()]).sum()
         parts = {f"loss/{name}": loss.detach() for name, (_, loss) in terms.items()}
@@ -60,9 +60,10 @@ class Criterion:
         weights = (config.span_weight, config.giou_weight, config.label_weight)
         span, giou, label = config.matching_weights or weights
         distance = _distance(outputs, targets)
-        if outputs.ends is not None:
-            distance = -(-distance).exp()  # the share of the clip, as published
-        cost = span * distance.sum(dim=-1) - giou * _overlap(outputs, targets)
+        if outputs.ends is None:
+            cost = span * distance.sum(dim=-1) - giou * _overlap(outputs, targets)
+        else:  # as published, the shares of the two clips and no overlap
+            cost = -span * (-distance).exp().sum(dim=-1)
         cost = cost - label * outputs.logits.softmax(dim=-1)[..., :1]
         mask = targets.moment_mask.expand(len(cost), -1, -1)
         return assign(cost.flatten(0, 1), mask.flatten(0, 1)).view(cost.shape)

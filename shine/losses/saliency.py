@@ -37,7 +37,7 @@ def rank_loss(
         partner_saliency: the same for the query of another video; any finite or infinite value
             where the row has none.
         relevance: graded label of each clip.
-        clip_mask: True on real clips, at least one per row.
+        clip_mask: True on real clips; a row without any adds nothing.
         has_partner: False where the row has no partner.
         num_rows: what the sum over rows is divided by.
     """
@@ -46,7 +46,8 @@ def rank_loss(
     share = reached.to(saliency.dtype) / reached.sum(dim=1, keepdim=True).clamp(min=1)
     weight = share.sum(dim=-1) / GRADES  # [row, clip]
 
-    own = saliency.masked_fill(~clip_mask, -math.inf)
+    none = ~clip_mask.any(dim=1, keepdim=True)  # a sum over nothing would be NaN
+    own = saliency.masked_fill(~clip_mask, -math.inf).masked_fill(none, 0)
     other = partner_saliency.masked_fill(~(clip_mask & has_partner[:, None]), -math.inf)
     total = (torch.cat([own, other], dim=1) / TEMPERATURE).logsumexp(dim=1, keepdim=True)
     log_share = (saliency.masked_fill(~clip_mask, 0) / TEMPERATURE) - total

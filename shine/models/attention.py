@@ -46,7 +46,8 @@ class Attend(nn.Module):
         if rate and query.device.type == "cpu":
             scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
             if mask is not None:
-                scores = scores + query.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
+                least = torch.finfo(scores.dtype).min  # not infinity, of which 0/0 could come
+                scores = scores + query.new_zeros(mask.shape).masked_fill_(~mask, least)
             # bfloat16 is widened: its softmax is twenty times slower on a CPU.
             wide = torch.promote_types(scores.dtype, torch.float32)
             weights = scores.softmax(dim=-1, dtype=wide).to(value.dtype)

@@ -50,20 +50,30 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.rate)
-        return x * _survivors(x, self.rate)
+        return _Dropped.apply(x, self.rate)  # pyright: ignore[reportReturnType]
 
     def extra_repr(self) -> str:
         """The rate, for `print(model)`."""
         return f"rate={self.rate}"
 
 
-def _survivors(like: Tensor, rate: float) -> Tensor:
-    """Factors of dropout for a tensor: 0 with the given rate, else the reciprocal of the rest."""
-    dropped = round(rate * 2**16)
-    generator = np.random.SFC64(int(torch.randint(2**62, ())))
-    draws = generator.random_raw(-(-like.numel() // 4)).view(np.int16)
-    lanes = torch.from_numpy(draws)[: like.numel()].view(like.shape).to(like.dtype)
-    return lanes.ge_(dropped - 2**15).mul_(2**16 / (2**16 - dropped))
+class _Dropped(torch.autograd.Function):
+    """Keeps which elements survive as one byte each until the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        dropped = round(rate * 2**16)
+        generator = np.random.SFC64(int(torch.randint(2**62, ())))
+        draws = generator.random_raw(-(-x.numel() // 4)).view(np.int16)
+        kept = torch.from_numpy(draws)[: x.numel()].view(x.shape) >= dropped - 2**15
+        ctx.save_for_backward(kept)
+        ctx.growth = 2**16 / (2**16 - dropped)
+        return kept.to(x.dtype).mul_(ctx.growth).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (kept,) = ctx.saved_tensors
+        return kept.to(grad.dtype).mul_(ctx.growth).mul_(grad), None
 
 
 class PReLU(nn.Module):

@@ -140,10 +140,11 @@ class MomentDetr(nn.Module):
     ) -> Alignment | None:
         if self.config.align_width is None:
             return None
+        wide = torch.promote_types(memory.dtype, torch.float32)  # unit vectors are sensitive
         return Alignment(
-            slots=F.normalize(self.align_slot(slots), dim=-1),
-            tokens=F.normalize(self.align_token(memory[:, num_clips:]), dim=-1),
-            clips=F.normalize(self.align_clip(memory[:, :num_clips]), dim=-1),
+            slots=F.normalize(self.align_slot(slots).to(wide), dim=-1),
+            tokens=F.normalize(self.align_token(memory[:, num_clips:]).to(wide), dim=-1),
+            clips=F.normalize(self.align_clip(memory[:, :num_clips]).to(wide), dim=-1),
             token_mask=token_mask,
         )
 

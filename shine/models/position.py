@@ -51,11 +51,11 @@ def likeliest_span(
         num_clips: real clips of each row, at most `choice`.
     """
     choice = torch.arange(ends.shape[-1], device=ends.device)
-    real = choice < num_clips[:, None]  # [row, choice]
+    real = choice < num_clips[:, None].clamp(min=1)  # [row, choice]
     first, last = ends.masked_fill(~real[:, None, None], -math.inf).log_softmax(dim=-1).unbind(-2)
     both = first[..., :, None] + last[..., None, :]
     both = both.masked_fill(choice[:, None] > choice, -math.inf)  # [..., first, last]
     best = both.flatten(-2).argmax(dim=-1)
     start, end = best // len(choice), best % len(choice) + 1
-    moments = torch.stack([start, end], dim=-1) / num_clips[:, None, None]
+    moments = torch.stack([start, end], dim=-1) / num_clips[:, None, None].clamp(min=1)
     return to_spans(moments.to(ends.dtype))

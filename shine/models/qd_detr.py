@@ -193,20 +193,21 @@ def tiled_mask(
     """Which tokens each clip sees in the published code, whose mask is tiled in the wrong order.
 
     Head h of sample b also hides, from the clips that are padding in sample `(b heads + h) mod N`,
-    the tokens that are padding there. N counts the samples of a pass: the published code encodes
-    queries, partners and all hard negatives (level by level) in three passes.
+    the tokens that are padding there. N counts the samples of a pass on one worker: the published
+    code encodes queries, partners and all hard negatives (level by level) in three passes.
     """
     passes = [token_mask[:1], token_mask[1:2], token_mask[2:]]
     seen = []
-    for tokens in (tokens for tokens in passes if tokens.numel()):
+    for tokens in (tokens for tokens in passes if len(tokens)):
         samples = tokens.flatten(0, 1)  # [sample, token]
         count = len(samples)
-        sample = torch.arange(count * heads, device=tokens.device).view(count, heads) % count
+        sample = torch.arange(count * heads, device=tokens.device).view(count, heads)
+        sample = sample % max(count, 1)
         padding = ~clip_mask.repeat(len(tokens), 1)[sample]  # [sample, head, clip]
         hidden = padding[..., None] & ~samples[sample][:, :, None]
         own = samples[:, None, None] & ~hidden  # [sample, head, clip, token]
         seen.append(own.unflatten(0, tokens.shape[:2]))
-    return torch.cat(seen) if seen else token_mask[:, :, None, None]
+    return torch.cat(seen)
 
 
 class Decoder(nn.Module):

@@ -94,6 +94,18 @@ def test_a_term_of_weight_zero_is_not_computed():
     assert answer.spans.grad is None
 
 
+def test_without_auxiliary_losses_the_last_layer_alone_is_trained():
+    answer, targets = example(0)
+    plain, parts = Criterion(examples.SHINE_LOSS)(answer, targets)
+    config = examples.SHINE_LOSS.model_copy(update={"aux_weight": 0.0})
+    total, fewer = Criterion(config)(answer, targets)
+    assert parts.keys() - fewer.keys() == {"loss/aux"}
+    torch.testing.assert_close(total + parts["loss/aux"], plain)
+    total.backward()
+    assert not answer.spans.grad[:-1].any()
+    assert answer.spans.grad[-1].any()
+
+
 def test_without_a_partner_there_is_one_text():
     answer, targets = example(0)
     answer = replace(answer, saliency=answer.saliency[:1])
@@ -124,7 +136,13 @@ def test_chosen_ends_are_matched_and_trained_as_the_loop_says(seed):
     generator = torch.Generator().manual_seed(seed)
     ends = torch.randn(3, 4, 4, 2, 7, generator=generator, dtype=torch.float64)
     answer = replace(answer, saliency=answer.saliency[:1], ends=ends)
-    config = LossConfig(giou_weight=0, rank_weight=0, negative_weight=0, hinge_weight=1)
+    config = LossConfig(
+        giou_weight=0,
+        rank_weight=0,
+        negative_weight=0,
+        hinge_weight=1,
+        matching_weights=(10, 1, 4),  # as published: GIoU has a weight, and no part in the cost
+    )
     _, parts = Criterion(config)(answer, targets)
     surprise = 0.0
     for row, real in enumerate(targets.moment_mask):

@@ -49,7 +49,7 @@ def test_no_rows_match_nothing(moments):
 
 CASES = [
     (name, key.removeprefix("matcher_"))
-    for name in recorded.kinds("units*")
+    for name in recorded.UNITS
     for key in recorded.facts(name)
     if key.startswith("matcher_")
 ]

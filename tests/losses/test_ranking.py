@@ -156,9 +156,6 @@ def test_terms_that_no_row_has_are_exactly_zero():
     assert not scores.grad.any()
 
 
-UNITS = recorded.kinds("units*")
-
-
 def published_example(name):
     values, facts = recorded.under(recorded.arrays(name), "ranking/"), recorded.facts(name)
     names = ["saliency_scores", "saliency_scores_hn1", "saliency_scores_hn2", "saliency_scores_hn3"]
@@ -174,7 +171,7 @@ def recordings(pattern):
     """Every recorded case of a loss: its fixture, its tag and the numbers in the tag."""
     return [
         pytest.param(name, tag, *match.groups(), id=f"{name}-{tag}")
-        for name in UNITS
+        for name in recorded.UNITS
         for tag in recorded.facts(name)["ranking"]
         if (match := re.fullmatch(pattern, tag))
     ]

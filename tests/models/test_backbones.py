@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shine.data.batch import Batch, Inputs
-from shine.engine import freeze_untrained
+from shine.engine import freeze_untrained, train_step
 from shine.losses.criterion import Criterion
 from shine.models.published import from_published, to_published
 
@@ -125,6 +125,17 @@ def test_rows_of_one_video_are_those_of_the_video_repeated(variant, seed):
     assert_same(answers(model(inputs), inputs), answers(model(repeated), repeated))
 
 
+def every_loss(variant):
+    """All terms that an option allows."""
+    return examples.SHINE_LOSS.model_copy(
+        update={
+            "hinge_weight": 1.0,
+            "giou_weight": 0.0 if "span_clips" in variant else 1.0,
+            "align_weight": 0.02 if "align_width" in variant else 0.0,  # as published
+        }
+    )
+
+
 # Modules that no loss trains: a published head without use, and anchors that nothing reads.
 FROZEN = {"align_clip": ("align_width",), "decoder.refine_head": ("backbone", "span_clips")}
 
@@ -139,14 +150,7 @@ def test_every_parameter_gets_a_gradient_or_stays_as_it_is(variant, layers, rows
     generator = torch.Generator().manual_seed(0)
     inputs = examples.inputs(generator, rows=rows)
     targets = examples.targets(generator, inputs.clip_mask)
-    loss = examples.SHINE_LOSS.model_copy(
-        update={
-            "hinge_weight": 1.0,
-            "giou_weight": 0.0 if "span_clips" in variant else 1.0,
-            "align_weight": 1.0 if "align_width" in variant else 0.0,
-        }
-    )
-    batch, criterion = Batch(inputs, targets), Criterion(loss)
+    batch, criterion = Batch(inputs, targets), Criterion(every_loss(variant))
     freeze_untrained(model, criterion, batch)
     outputs = model(inputs)
     assert outputs.spans.shape == (layers, rows, 4, 2)
@@ -176,6 +180,57 @@ def test_one_clip_and_one_token_are_enough(variant, clips, tokens):
     sum(value.sum() for value in answers(outputs, inputs)).backward()
     assert all(value.isfinite().all() for value in answers(outputs, inputs))
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_backbone
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_video_without_clips_leaves_losses_and_gradients_finite(variant, rate):
+    generator = torch.Generator().manual_seed(0)
+    inputs = examples.inputs(generator)
+    clip_mask = inputs.clip_mask.clone()
+    clip_mask[1] = False
+    inputs = replace(inputs, clip_mask=clip_mask)
+    targets = examples.targets(generator, clip_mask)
+    inside = targets.inside & clip_mask
+    targets = replace(targets, inside=inside, relevance=targets.relevance * inside)
+    model = examples.network(**variant, dropout=rate)
+    total, parts = Criterion(every_loss(variant))(model(inputs), targets)
+    total.backward()
+    assert all(part.isfinite() for part in parts.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_backbone
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_worker_with_few_rows_computes_the_published_way_too(variant, rows):
+    model = examples.network(**variant, compat="reference")
+    generator = torch.Generator().manual_seed(0)
+    inputs = examples.inputs(generator, rows=rows)
+    targets = examples.targets(generator, inputs.clip_mask)
+    loss = every_loss(variant).model_copy(update={"compat": "reference"})
+    total, _ = Criterion(loss)(model(inputs), targets)
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_backbone
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_in_either_precision_lower_the_loss(variant, precision):
+    model = examples.network(**variant, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    inputs = examples.inputs(generator, dtype=torch.float32)
+    targets = examples.targets(generator, inputs.clip_mask, dtype=torch.float32)
+    batch, criterion = Batch(inputs, targets), Criterion(every_loss(variant))
+    freeze_untrained(model, criterion, batch)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+    losses = [
+        train_step(model, criterion, optimizer, batch, 0.1, precision)["loss/total"].item()
+        for _ in range(20)
+    ]
+    assert losses[-1] < losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 @every_backbone
@@ -230,8 +285,7 @@ def test_short_numbers_change_a_loss_by_less_than_a_percent(variant):
     generator = torch.Generator().manual_seed(0)
     inputs = examples.inputs(generator, rows=8, dtype=torch.float32)
     targets = examples.targets(generator, inputs.clip_mask, dtype=torch.float32)
-    giou = 0.0 if "span_clips" in variant else 1.0
-    criterion = Criterion(examples.SHINE_LOSS.model_copy(update={"giou_weight": giou}))
+    criterion = Criterion(every_loss(variant))
     exact, _ = criterion(model(inputs), targets)
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(inputs)

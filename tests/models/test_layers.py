@@ -78,6 +78,19 @@ def attention_by_loop(query, key, value, mask, heads):
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_hands_back_the_gradient_of_what_it_kept(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(301, 401).to(dtype).requires_grad_()
+    y = Dropout(0.1).train()(x)
+    grad = torch.randn(301, 401).to(dtype)
+    y.backward(grad)
+    growth = (y / x)[y != 0].float().mean().item()
+    assert growth == pytest.approx(1 / 0.9, rel=2e-3)
+    torch.testing.assert_close(x.grad, torch.where(y != 0, grad * growth, 0).to(dtype))
+    assert (y == 0).double().mean().item() == pytest.approx(0.1, abs=3e-3)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-9])  # the second rate rounds to 0 on the written-out path
 @pytest.mark.parametrize("shape", [(3, 1, 1, 4), (3, 2, 5, 4)])  # own padding; any rule
 def test_both_paths_of_attention_are_the_loop(rate, shape):
@@ -104,7 +117,7 @@ def test_attention_weights_are_dropped_in_training_only():
     ("name", "width"),
     [
         (name, int(key.removeprefix("pos/sine_dim")))
-        for name in recorded.kinds("units*")
+        for name in recorded.UNITS
         for key in recorded.arrays(name)
         if key.startswith("pos/sine_dim")
     ],
@@ -118,7 +131,7 @@ def test_published_positions(name, width):
     torch.testing.assert_close(anchor_position(points, width), expected, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", recorded.kinds("units*"))
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_token_positions(name):
     units = recorded.under(recorded.arrays(name), "txtpos/")
     layer = TokenPosition(*units["state/position_embeddings.weight"].shape, dropout=0.0)
