@@ -11,14 +11,13 @@ from torch import nn
 
 from shine.checkpoints import load_model
 from shine.config import Config, EvaluateConfig, load_config
-from shine.data.annotations import read_annotations, write_jsonl
+from shine.data.annotations import LABEL_SECONDS, read_annotations, write_jsonl
 from shine.data.dataset import Dataset
 from shine.data.loading import Source
 from shine.engine import local_device
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.negatives import HardNegatives, read_negatives
-from shine.metrics.highlights import LABEL_SECONDS
 from shine.metrics.summary import (
     Answers,
     Evaluation,

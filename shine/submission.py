@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from shine.data.annotations import Annotation, read_records
+from shine.data.annotations import LABEL_SECONDS, Annotation, read_records
 from shine.errors import InputError
-from shine.metrics.highlights import LABEL_SECONDS, Highlights
+from shine.metrics.highlights import Highlights
 from shine.metrics.summary import Answers
 
 

@@ -11,6 +11,7 @@ from shine.errors import InputError
 from shine.files import write_whole
 
 Moment = tuple[float, float]  # [start, end] in seconds
+LABEL_SECONDS = 2  # of a clip with a highlight label
 MASK = "<mask>"  # stands for a word in `masked_queries`
 
 
@@ -25,7 +26,7 @@ class Annotation:
     moments: tuple[Moment, ...]  # may end after the video; clamp for training, not for evaluation
     negatives: tuple[str, ...] = ()  # hard negatives in the file itself, least altered first
     # Highlight labels of QVHighlights; both empty where the file has none.
-    clip_ids: tuple[int, ...] = ()  # 2 s clips with a label
+    clip_ids: tuple[int, ...] = ()  # clips of `LABEL_SECONDS` with a label
     clip_scores: tuple[tuple[int, ...], ...] = ()  # of each such clip, one from every annotator
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-LABEL_SECONDS = 2  # length of a labelled clip
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # least score of a highlight, of 0 to 4
 
 
