@@ -97,8 +97,8 @@ class PrecomputedEncoder:
         missing = [path for path in missing if not path.is_file()]
         if missing:
             raise InputError(
-                f"{self._folder}: {len(missing)} of {len(found)} files of text features are "
-                f"missing, the first is {missing[0].name}; check text.folder, text.query_file and "
+                f"{len(missing)} of {len(found)} files of text features are "
+                f"missing, the first is {missing[0]}; check text.folder, text.query_file and "
                 f"text.negative_file"
             )
         self._paths = found
@@ -124,14 +124,13 @@ class PrecomputedEncoder:
         return as_tokens(tokens, self._config, str(path))
 
     def _path(self, qid: str, level: int | None) -> Path:
-        name = self._config.query_file if level is None else self._config.negative_file
-        name = name.replace("{qid}", qid).replace("{level}", str(level))
-        if set(name) & set("/\\\0"):
+        if set(qid) & set("/\\\0") or qid in {".", ".."}:
             raise InputError(
                 f"query id {qid!r} cannot be part of a file name, as text.encoder=precomputed "
                 f"needs; use ids without slashes"
             )
-        return self._folder / name
+        name = self._config.query_file if level is None else self._config.negative_file
+        return self._folder / name.replace("{qid}", qid).replace("{level}", str(level))
 
 
 def as_tokens(

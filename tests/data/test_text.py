@@ -128,10 +128,29 @@ def test_missing_files_are_counted_and_the_first_is_named(tmp_path):
     written(tmp_path, **{"7": vectors(0)})
     encoder = PrecomputedEncoder(tmp_path, PRECOMPUTED)
     rows = [row(), row("8", "b"), row("9", "c")]
-    with pytest.raises(InputError, match=r"2 of 3 files .* missing, the first is 8\.npz"):
+    with pytest.raises(InputError, match=r"2 of 3 files .* missing, the first is \S*8\.npz;"):
         encoder.locate(rows)
+
+
+@pytest.mark.parametrize("qid", ["../7", "a/7", "a\\7", "..", "."])
+def test_an_id_that_leaves_its_folder_is_told(tmp_path, qid):
     with pytest.raises(InputError, match="cannot be part of a file name"):
-        encoder.locate([row("../7", "d")])
+        PrecomputedEncoder(tmp_path, PRECOMPUTED).locate([row(qid)])
+
+
+def test_text_files_may_lie_in_folders_of_the_pattern(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "7").mkdir()
+    written(tmp_path / "test", **{"7": vectors(0)})
+    written(tmp_path / "test" / "7", level0=vectors(1))
+    names = {"query_file": "test/{qid}.npz", "negative_file": "test/{qid}/level{level}.npz"}
+    config = PRECOMPUTED.model_copy(update={"normalize": False, **names})
+    encoder = PrecomputedEncoder(tmp_path, config)
+    encoder.locate([row()], {"7": HardNegatives(NEGATIVES[:1], (True,), ("file",))}, 1)
+    np.testing.assert_array_equal(encoder(QUERY), vectors(0))
+    np.testing.assert_array_equal(encoder(NEGATIVES[0]), vectors(1))
+    with pytest.raises(InputError, match=r"test/8\.npz"):
+        encoder.locate([row("8", "b")])
 
 
 class Bomb:
