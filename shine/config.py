@@ -256,7 +256,11 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation and the workers that share it. Results do not depend on `num_workers`."""
+    """The optimisation and the workers that share it.
+
+    Results do not depend on `num_workers`, but for those of a model or a loss with
+    `compat: reference`.
+    """
 
     seed: Annotated[int, Field(ge=0)] = 0
     epochs: Count = 200

@@ -108,7 +108,7 @@ def test_a_published_recipe_differs_from_its_own_only_in_protocol_and_compatibil
     assert changed <= {
         "data.compat", "data.train", "data.validation", "data.max_clips",
         "model.compat", "loss.compat", "features.dtype", "features.store",
-        "train.seed", "train.bucket_batches", "train.select_by",
+        "train.seed", "train.bucket_batches", "train.select_by", "train.num_workers",
         "evaluate.compat", "evaluate.limit_seconds", "evaluate.round_seconds",
     }  # fmt: skip
 
