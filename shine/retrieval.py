@@ -36,8 +36,9 @@ from shine.files import sha256
 from shine.models import build_model
 from shine.prediction import predict
 
-Features = np.ndarray | str | Path  # an array, or the npy or npz file of one
-Query = str | np.ndarray  # a sentence, or its token vectors
+Array = np.ndarray | Tensor
+Features = Array | str | Path  # an array, or the npy or npz file of one
+Query = str | Array  # a sentence, or its token vectors
 
 _VID = "video"
 
@@ -55,7 +56,7 @@ class Answer:
     """What a model says to one query of a video."""
 
     moments: tuple[Scored, ...]  # best first, within the video
-    saliency: Float[np.ndarray, " clip"]  # logits
+    saliency: Float[np.ndarray, " clip"]  # logits, of every clip that the run keeps
     clip_seconds: float
 
 
@@ -119,7 +120,7 @@ class Grounder:
         Raises:
             InputError: these are not the features of one video as the run needs them.
         """
-        single = isinstance(features, np.ndarray | str | Path)
+        single = isinstance(features, Features)
         store = self._store([features] if single else features)
         if duration_seconds is None:
             duration_seconds = store.num_clips(_VID) * self._config.features.clip_seconds
@@ -216,8 +217,8 @@ class Grounder:
 
     def _tokens(self, query: Query) -> Float[np.ndarray, "token width"]:
         """The token vectors of a query, as training has them."""
-        if isinstance(query, np.ndarray):
-            tokens = checked_matrix(query, "the query", "token, width")
+        if not isinstance(query, str):
+            tokens = checked_matrix(_numpy(query), "the query", "token, width")
             if tokens.shape[1] != self._token_width:
                 raise InputError(
                     f"expected token vectors of {self._token_width} columns, as the run was "
@@ -255,8 +256,6 @@ class _Projected(nn.Module):
 class _Known:
     """A text encoder that was asked before."""
 
-    any_text = False
-
     def __init__(self, vectors: Mapping[str, np.ndarray], width: int):
         self.width = width
         self._vectors = vectors
@@ -268,8 +267,8 @@ class _Known:
 
 def _matrix(source: Features) -> Float[np.ndarray, "clip feature"]:
     """The features in an array or in the file of one."""
-    if isinstance(source, np.ndarray):
-        return checked_matrix(source, "the features", "clip, feature")
+    if isinstance(source, Array):
+        return checked_matrix(_numpy(source), "the features", "clip, feature")
     path = Path(source)
     if path.suffix not in {".npy", ".npz"}:
         raise InputError(
@@ -279,6 +278,10 @@ def _matrix(source: Features) -> Float[np.ndarray, "clip feature"]:
     if not path.is_file():
         raise InputError(f"no file of features {path}")
     return read_matrix(path, "features", "clip, feature")
+
+
+def _numpy(values: Array) -> np.ndarray:
+    return values.float().numpy(force=True) if isinstance(values, Tensor) else values
 
 
 def _environment(folder: Path) -> dict[str, Any]:
