@@ -1,9 +1,9 @@
 """One training step, and the loop around it.
 
 The loop sees only a `Backend`: who am I among how many, sum this over all, keep this checkpoint.
-Ray Train is one (`pipelines.train`), `LocalBackend` the other. What a run computes does not depend
-on the backend or the number of workers (but as published, `compat: reference`): order and partners come from the sampler, counts from the
-global batch, random numbers from (seed, step, rank).
+Ray Train is one (`pipelines.train`), `LocalBackend` the other. What a run computes depends neither
+on the backend nor on the number of workers: order and partners come from the sampler, counts from
+the global batch, random numbers from (seed, step, rank). (`compat: reference` is the exception.)
 """
 
 import ctypes
