@@ -98,12 +98,12 @@ def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
     for split in first["splits"]:
         for name, evaluation in evaluations.items():
             summary = evaluation["splits"][split]
-            values = [_percent(summary["metrics"][metric]) for metric in metrics]
+            values = [_percent(summary["metrics"].get(metric)) for metric in metrics]
             table.add_row(split, name, str(summary["num_queries"]), *values)
         table.add_section()
     for name, evaluation in evaluations.items():
         if gap := evaluation["composition_gap"]:
-            values = [_percent(gap[metric]) for metric in metrics]
+            values = [_percent(gap.get(metric)) for metric in metrics]
             table.add_row("composition gap", name, "", *values)
     return table
 
@@ -149,6 +149,6 @@ def file_table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
-def _percent(figure: Mapping[str, float | None]) -> str:
-    value = figure["value"]
-    return "" if value is None else f"{100 * value:.1f}"
+def _percent(figure: Mapping[str, float] | None) -> str:
+    """The value of a figure; a dash where no query has one."""
+    return "-" if figure is None else f"{100 * figure['value']:.1f}"

@@ -3,11 +3,15 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import recorded
 
 from pipelines.cli import main
+from pipelines.console import evaluation_table
 from shine.data.annotations import write_jsonl
+from shine.metrics.recall import METRICS
+from shine.metrics.summary import Answers, evaluate_splits
 
 TRUTH = [
     {"qid": n, "vid": "v", "query": "a", "duration": 20, "relevant_windows": [[2, 8]]}
@@ -111,3 +115,20 @@ def test_ground_truth_without_moments_is_told(shine, files):
     status, _, err = shine("evaluate", predicted, "--annotations", truth)
     assert status == 2
     assert "truth.jsonl, line 1: missing relevant_windows" in err
+
+
+def test_a_figure_that_no_query_has_is_a_dash():
+    unanswered = Answers(
+        qids=["a", "b"],
+        vids=["v", "w"],
+        predicted=np.full((2, 1, 2), np.nan),
+        scores=np.full((2, 1), np.nan),
+        moments=np.array([[[0.0, 1.0]]] * 2),
+        moment_mask=np.ones((2, 1), dtype=bool),
+    )
+    splits = dict.fromkeys(("test_trivial", "novel_composition"), unanswered)
+    evaluation = evaluate_splits(splits, checkpoint="c", simulated=None, negatives=None)
+    table = evaluation_table({"run": evaluation})
+    *recalls, precision = (list(column.cells) for column in table.columns[3:])
+    assert recalls == [["0.0"] * 3] * len(METRICS)
+    assert precision == ["-"] * 3
