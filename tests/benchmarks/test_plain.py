@@ -11,10 +11,7 @@ import torch
 
 from benchmarks import plain
 
-KINDS = ("moment_detr", "qd_detr", "shine")
 CORRECTED = "_corrected_mask"
-SMALL = sorted(path.stem for kind in KINDS for path in recorded.FOLDER.glob(f"{kind}_small*.npz"))
-FULL = sorted(path.stem for kind in KINDS for path in recorded.FOLDER.glob(f"{kind}_full*.npz"))
 
 arrays, facts = cache(recorded.arrays), cache(recorded.facts)
 
@@ -24,15 +21,15 @@ def items(values):
 
 
 def scenarios():
-    return [(name, scenario) for name in SMALL for scenario in facts(name)["train_mode"]]
+    return [(name, scenario) for name in recorded.MODELS for scenario in facts(name)["train_mode"]]
 
 
 def network(name, inputs, corrected):
     """The untrained network of a fixture; skips what the plain implementation does not have."""
     config = facts(name)["config"]
-    if config["pre_norm"] or config["span_loss_type"] != "l1":
-        pytest.skip("the plain implementation has neither pre-norm nor spans by classes")
-    moment_detr = name.startswith("moment_detr")
+    if config["pre_norm"] or config["span_loss_type"] != "l1" or not config["aux_loss"]:
+        pytest.skip("plain has no pre-norm, no spans by classes, and losses of every layer")
+    moment_detr = recorded.system(name) == "moment_detr"
     options = plain.Options(
         video_width=inputs["src_vid"].shape[-1],
         text_width=inputs["src_txt"].shape[-1],
@@ -74,7 +71,7 @@ def criterion(name, scenario):
     if config["contrastive_align_loss"]:
         losses.append("contrastive_align")
     shine = {}
-    if name.startswith("shine"):
+    if recorded.system(name) == "shine":
         shine = {
             "ranking": words[1],
             "coarse_weight": config["coarse_coef"],
@@ -87,7 +84,7 @@ def criterion(name, scenario):
         background_weight=config["eos_coef"],
         hinge=not shine or words[2] == "hinge",
         hinge_margin=config["saliency_margin"],
-        negatives=not name.startswith("moment_detr"),
+        negatives=recorded.system(name) != "moment_detr",
         temperature=config["temperature"],
         **shine,
     )
@@ -114,7 +111,7 @@ def assert_outputs(outputs, values, prefix):
 
 
 @pytest.mark.parametrize("mask", ["", CORRECTED])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", recorded.MODELS)
 def test_plain_outputs_are_the_published_ones(name, mask):
     values = arrays(name)
     prefixes = {key.split("/")[0] for key in values}
@@ -127,11 +124,12 @@ def test_plain_outputs_are_the_published_ones(name, mask):
             assert_outputs(model.train()(**inputs), values, f"output_train{mask}/")
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", recorded.MODELS)
 def test_plain_evaluation_losses_and_matches_are_the_published_ones(name):
     model, inputs, targets = loaded(name)
     expected = facts(name)["eval_mode"]
-    scenario = "released_red_nohinge" if name.startswith("shine") else "default"
+    hinge = "hinge" if facts(name)["config"].get("use_saliency_loss") else "nohinge"
+    scenario = f"released_red_{hinge}" if recorded.system(name) == "shine" else "default"
     with torch.inference_mode():
         outputs = model.eval()(**inputs)
         built = criterion(name, scenario)
@@ -186,7 +184,7 @@ def assert_checksums(state, expected):
 
 
 @pytest.mark.parametrize("mask", ["", CORRECTED])
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", recorded.FULL_SIZE)
 def test_plain_outputs_at_full_size_are_the_published_ones(name, mask):
     values = arrays(name)
     if not recorded.under(values, f"output{mask}/"):
@@ -195,7 +193,7 @@ def test_plain_outputs_at_full_size_are_the_published_ones(name, mask):
     shapes = {"src_vid": (max(facts(name)["video_lengths"]), config["v_feat_dim"])}
     shapes["src_txt"] = (max(facts(name)["text_lengths"]), config["t_feat_dim"])
     lengths = {"src_vid": facts(name)["video_lengths"], "src_txt": facts(name)["text_lengths"]}
-    if name.startswith("shine"):
+    if recorded.system(name) == "shine":
         shapes["src_hn_txt"], lengths["src_hn_txt"] = shapes["src_txt"], lengths["src_txt"]
     inputs = {}
     for key, shape in shapes.items():
@@ -252,8 +250,9 @@ def test_a_collated_batch_trains_the_plain_network():
     assert total.isfinite()
 
 
-def test_plain_labels_are_the_published_ones():
-    for label in facts("units")["labels"]:
+@pytest.mark.parametrize("name", recorded.UNITS)
+def test_plain_labels_are_the_published_ones(name):
+    for label in facts(name)["labels"]:
         if label["error"]:
             continue
         row = plain.Row(
