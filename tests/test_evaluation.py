@@ -100,6 +100,11 @@ def test_saliency_of_other_clips_than_the_labelled_ones_is_not_measured(labelled
     config["features"]["clip_seconds"] = 1.5
     config["data"]["tests"] = {"test_trivial": "other.jsonl"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    metrics = evaluate_run(run)["splits"]["test_trivial"]["metrics"]
-    assert "mAP" in metrics
-    assert not any(name.startswith("HL-") for name in metrics)
+    values = evaluate_run(run)["splits"]["test_trivial"]["queries"]["values"]
+    assert "mAP" in values
+    assert not any(name.startswith("HL-") for name in values)
+
+    file = evaluate_predictions(run / "predictions" / "test_trivial.jsonl", root / "other.jsonl")
+    of_file = file["queries"]["values"]  # a file does not say of what clips it is
+    assert any(name.startswith("HL-") for name in of_file)
+    assert {name: of_file[name] for name in values} == values
