@@ -8,13 +8,12 @@ from hypothesis.extra.numpy import arrays
 from shine.config import EvaluateConfig
 from shine.postprocess import corrected, finish, published, suppressed
 
-UNITS = sorted(path.stem for path in recorded.FOLDER.glob("units*.json"))
 ACTIVE = {"clip_ts", "round_multiple"}  # the published steps that are switched on
 moments = arrays(float, (3, 5, 2), elements=st.floats(-40, 240, width=32))
 scores = arrays(float, (3, 5), elements=st.floats(0, 1, width=32)).map(lambda s: -np.sort(-s))
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_postprocessing_is_reproduced(name):
     cases = [c for c in recorded.facts(name)["postprocess"] if set(c.get("steps", ())) <= ACTIVE]
     assert cases
@@ -31,7 +30,7 @@ def test_published_postprocessing_is_reproduced(name):
         np.testing.assert_array_equal(found.scores, expected[..., 2])
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", recorded.UNITS)
 def test_published_suppression_is_reproduced_with_its_order(name):
     cases = recorded.facts(name)["nms"]
     assert cases

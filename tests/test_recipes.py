@@ -1,11 +1,10 @@
 """The recipes in `configs/` against the recorded sizes of the published models."""
 
-import json
 from pathlib import Path
 
 import pytest
+import recorded
 import torch
-from recorded import FOLDER
 
 from shine.config import MomentDetrConfig, load_config
 from shine.models import build_model
@@ -39,8 +38,7 @@ def built(config):
 def recorded_sizes():
     """(is Moment-DETR, columns of a clip, of a token, layers, tokens) -> published parameters."""
     sizes = {}
-    for path in FOLDER.glob("*_state_keys.json"):
-        facts = json.loads(path.read_text())
+    for facts in map(recorded.facts, recorded.STATE_KEYS):
         for entry in facts["configs"].values():
             shapes = {key["name"]: key["shape"] for key in entry["keys"]}
             options = entry["config"]
