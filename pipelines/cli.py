@@ -437,4 +437,9 @@ def checkpoint_export(
     from shine.published.checkpoint import export_checkpoint
 
     written = export_checkpoint(run, out)
-    _show(written, as_json, f"{out}: {written['num_entries']} entries of {written['checkpoint']}")
+    _show(
+        written,
+        as_json,
+        f"{out}: {written['num_entries']} entries of {written['checkpoint']}",
+        *written["notes"],
+    )

@@ -5,6 +5,7 @@ namespace), `epoch` and the state of an optimiser. The first three are translate
 optimiser, which only the training that it stopped can continue from, is left behind.
 """
 
+import contextlib
 import io
 import json
 import re
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from shine.checkpoints import input_widths, load_model
 from shine.config import Config
+from shine.data.features import FeatureStore
+from shine.engine import METRICS_FILE, checkpoint_name
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.files import sha256, write_whole
 from shine.models import build_model
 from shine.models.published import Fit, from_published, to_published
-from shine.published.options import plain_options, published_options, translate
+from shine.published.options import differences, plain_options, published_options, translate
 from shine.published.pickled import StoredTensor, open_torch_file
 
 REPORT_FILE = "published.json"
@@ -120,24 +123,37 @@ def export_checkpoint(folder: Path, file: Path) -> dict[str, Any]:
         file: to write.
 
     Returns:
-        What was written, in numbers.
+        What was written, in numbers, and `notes`: what the options of the file cannot tell.
 
     Raises:
         InputError: `folder` is neither, or `file` cannot be written.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a run or one of its checkpoints")
     whole = (folder / "run.json").exists()
-    config, run = read_run(folder if whole else folder.resolve().parent)
-    checkpoint = folder / run["best"] if whole else folder
+    home = folder if whole else folder.resolve().parent
+    if not (home / "run.json").exists():
+        raise InputError(
+            f"{folder}: expected a finished run or one of its checkpoints; there is no run.json in "
+            f"it or in the folder above it"
+        )
+    config, run = read_run(home)
+    checkpoint = home / (run["best"] if whole else folder.resolve().name)
     clip_width, token_width = input_widths(checkpoint)
     model = build_model(config.model, clip_width=clip_width, token_width=token_width)
     load_model(checkpoint, model)
     state = _idle(config, clip_width, token_width) | to_published(model)
-    options = published_options(config, clip_width, token_width)
+    audio_width, notes = _audio(config, clip_width)
+    options = published_options(config, clip_width, token_width, audio_width)
     if (checkpoint / UNUSED_FILE).exists():
         state |= load_file(checkpoint / UNUSED_FILE)
-        options |= json.loads((checkpoint.parent / REPORT_FILE).read_text())["options"]
+        told = json.loads((home / REPORT_FILE).read_text())["options"]
+        options |= told
+        notes = [] if "a_feat_dim" in told else notes
+    notes += differences(config, translate(options, state, str(checkpoint)).values)
     options["device"] = torch.device("cpu")
-    content = {"model": state, "epoch": run["best_epoch"], "opt": Namespace(**options)}
+    epoch = run["best_epoch"] if checkpoint.name == run["best"] else _epoch(checkpoint)
+    content = {"model": state, "epoch": epoch, "opt": Namespace(**options)}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     try:
@@ -145,7 +161,42 @@ def export_checkpoint(folder: Path, file: Path) -> dict[str, Any]:
         write_whole(file, buffer.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {file}: {error.strerror}") from None
-    return {"checkpoint": str(checkpoint), "file": str(file), "num_entries": len(state)}
+    return {
+        "checkpoint": str(checkpoint),
+        "file": str(file),
+        "epoch": epoch,
+        "num_entries": len(state),
+        "notes": notes,
+    }
+
+
+def _audio(config: Config, clip_width: int) -> tuple[int | None, list[str]]:
+    """Columns of audio in the clips of a run, and what is to say about them.
+
+    The tensors and the configuration have the sum of all columns alone; the store has the parts.
+    """
+    if config.features.audio is None:
+        return None, []
+    folder = config.path(config.features.store)
+    with contextlib.suppress(InputError):
+        store = FeatureStore.open(folder)
+        if store.clip_width == clip_width and store.manifest.get("audio_width"):
+            return store.manifest["audio_width"], []
+    return 0, [
+        f"the store of the run is not in {folder}, so a_feat_dim counts no column of audio and "
+        f"v_feat_dim all of them; their sum, which the model is built with, is right"
+    ]
+
+
+def _epoch(checkpoint: Path) -> int | None:
+    """The epoch after which a checkpoint was taken; None where its run does not tell."""
+    try:
+        lines = (checkpoint.parent / METRICS_FILE).read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    epochs = {checkpoint_name(record["step"]): record["epoch"] for record in records}
+    return epochs.get(checkpoint.name)
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], int | None]:

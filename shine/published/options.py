@@ -4,6 +4,7 @@ Sizes come from the tensors, which cannot be wrong about them; options tell what
 show, such as the number of heads.
 """
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from shine.config import Config, MomentDetrConfig
+from shine.config import Config, LossConfig, MomentDetrConfig
 from shine.errors import InputError
 
 # Options that are one key of ours.
@@ -58,20 +59,23 @@ _JOINT = {
         "max_v_l",
         "dset_name",
     ),
-    *("lw_saliency", "use_saliency_loss", "hn_num", "ranking_type"),
+    *("aux_loss", "lw_saliency", "use_saliency_loss", "hn_num", "ranking_type"),
     *("coarse_coef", "coarse_margin", "fine_coef", "fine_margin"),
 }
 # Options that are heeded by having this value; the published code computes with 8 whatever `q` is.
-_ONLY = {"position_embedding": "sine", "aux_loss": True, "q": 8}
+_ONLY = {"position_embedding": "sine", "q": 8}
 # What options that are computed with must be.
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("position_embedding", "ctx_mode", "dset_name", "ranking_type"), (str,)),
     **dict.fromkeys(("lw_saliency", "coarse_coef", "fine_coef"), (int, float)),
     **dict.fromkeys(("coarse_margin", "fine_margin"), (list,)),
+    "max_v_l": (int,),
 }
 _ORDERS = {"red": "relative", "abd": "absolute"}
 _CUT_SECONDS = {"hl": 150.0, "charades": 150.0}  # where published predictions end
 _TABLE = "txt_position_embed.position_embeddings.weight"
+# What the tensors have, and a configuration may leave to the files.
+_WIDTHS = ("features.width", "text.width")
 _MOST_VALUES, _MOST_LEVELS = 100_000, 20
 
 
@@ -140,15 +144,17 @@ def translate(options: Mapping[str, Any], state: Mapping[str, Tensor], where: st
     with_positions = options.get("use_txt_pos", False)
     ends_of_clips = 4 if options.get("a_feat_dim") else 2  # audio has temporal end points too
     values = {
+        **{f"loss.{key}": value for key, value in LossConfig().model_dump().items()},
         **told,
-        "data.max_clips": seen["model.span_clips"],
-        **_data(options),
+        **_data(options, seen),
         **_losses(options, seen),
         **seen,
         "model.text_positions": seen["text.max_tokens"] if with_positions else None,
         "model.compat": "reference",
         "text.encoder": "precomputed",
         "features.width": clip_width - ends_of_clips,
+        "train.precision": "float32",
+        "train.select_by": "recall" if "fine_margin" in options else "mAP",  # SHINE: of its tests
     }
     notes = [
         f"option {theirs} is {options[theirs]!r}, but the tensors have {seen[ours]}, which counts"
@@ -159,6 +165,11 @@ def translate(options: Mapping[str, Any], state: Mapping[str, Tensor], where: st
         notes.append(f"no option tells nheads; {MomentDetrConfig().heads} heads are assumed")
     if "use_txt_pos" not in options:
         notes.append("no option tells use_txt_pos; positions of tokens are assumed to be off")
+    if options.get("max_v_l") == -1 and seen["model.span_clips"] is None:
+        notes.append(
+            "option max_v_l is -1, which leaves out the last clip of each npy or npz file, though "
+            "not of C3D files; where data.max_clips is set, it counts instead"
+        )
     heeded = {*_SAME, *_JOINT, *(key for key, value in _ONLY.items() if options.get(key) == value)}
     if options.get("a_feat_dim"):
         notes.append("the clips have audio; set features.audio to its folder")
@@ -169,17 +180,26 @@ def translate(options: Mapping[str, Any], state: Mapping[str, Tensor], where: st
     )
 
 
-def published_options(config: Config, clip_width: int, token_width: int) -> dict[str, Any]:
-    """The options under which published code builds the model of `config`; plain data."""
+def published_options(
+    config: Config, clip_width: int, token_width: int, audio_width: int | None
+) -> dict[str, Any]:
+    """The options under which published code builds the model of `config`; plain data.
+
+    Args:
+        config: of the run.
+        clip_width: columns of a clip vector, temporal end points included.
+        token_width: columns of a token vector.
+        audio_width: those of them that are audio; None where the clips have no audio.
+    """
     model, loss = config.model, config.loss
     align = model.align_width if isinstance(model, MomentDetrConfig) else None
     options = {theirs: reduce(getattr, ours.split("."), config) for theirs, ours in _SAME.items()}
-    costs = loss.matching_weights or (loss.span_weight, loss.giou_weight, loss.label_weight)
-    options |= dict(zip(_COSTS, costs, strict=True))
-    options |= {"position_embedding": "sine", "aux_loss": True}
+    options |= dict(zip(_COSTS, _costs(loss), strict=True))
+    options |= {"position_embedding": "sine", "aux_loss": loss.aux_weight > 0}
+    audio = 0 if audio_width is None else audio_width + 2  # with temporal end points of its own
     options |= {
         "t_feat_dim": token_width,
-        "v_feat_dim": clip_width,
+        "v_feat_dim": clip_width - audio,
         "use_txt_pos": model.text_positions is not None,
         "max_q_l": model.text_positions or config.text.max_tokens,
         "max_v_l": config.data.max_clips or -1,
@@ -188,20 +208,66 @@ def published_options(config: Config, clip_width: int, token_width: int) -> dict
         "contrastive_align_loss": align is not None,
         "contrastive_align_loss_coef": loss.align_weight,
         "contrastive_hdim": align or 64,
-        "lw_saliency": loss.rank_weight or loss.hinge_weight,
     }
-    if loss.fine_margins:
-        options |= {
-            "use_saliency_loss": loss.hinge_weight > 0,
-            "hn_num": len(loss.fine_margins) - 1,
-            "ranking_type": {ours: theirs for theirs, ours in _ORDERS.items()}[loss.fine_order],
-            "coarse_coef": loss.intra_weight,
-            "coarse_margin": [loss.intra_margin, loss.inter_margin],
-            "fine_coef": max(loss.fine_weights),
-            "fine_margin": list(loss.fine_margins),
-            "q": loss.top_divisor,
-        }
-    return options
+    if audio:
+        options["a_feat_dim"] = audio
+    return options | _saliency_options(loss, model.backbone)
+
+
+def _costs(loss: LossConfig) -> tuple[float, ...]:
+    """The weights of `_COSTS`, which published options always tell."""
+    return loss.matching_weights or (loss.span_weight, loss.giou_weight, loss.label_weight)
+
+
+def _saliency_options(loss: LossConfig, backbone: str) -> dict[str, Any]:
+    """`lw_saliency` multiplies every saliency term, so the other weights are shares of it."""
+    weight = loss.hinge_weight
+    if backbone == "qd_detr":
+        weight = loss.rank_weight or loss.negative_weight or weight
+    if not (loss.fine_margins or loss.intra_weight or loss.inter_weight):
+        return {"lw_saliency": weight}
+    weight = weight or 1.0
+    return {
+        "lw_saliency": weight,
+        "use_saliency_loss": loss.hinge_weight > 0,
+        "hn_num": max(len(loss.fine_margins) - 1, 0),
+        "ranking_type": {ours: theirs for theirs, ours in _ORDERS.items()}[loss.fine_order],
+        "coarse_coef": max(loss.intra_weight, loss.inter_weight) / weight,
+        "coarse_margin": [loss.intra_margin, loss.inter_margin],
+        "fine_coef": max(loss.fine_weights, default=0.0) / weight,
+        "fine_margin": list(loss.fine_margins),
+        "q": loss.top_divisor,
+    }
+
+
+def differences(config: Config, values: Mapping[str, Any]) -> list[str]:
+    """A sentence for each value that options translate to and that is another one in `config`.
+
+    Args:
+        config: of the run that is exported.
+        values: `section.key` -> value, as `translate` reads the exported options.
+    """
+    own = config.model_dump(mode="json")
+    own["loss"]["matching_weights"] = _costs(config.loss)
+    pairs = {
+        key: (own[key.split(".")[0]][key.split(".")[1]], value)
+        for key, value in values.items()
+        if key not in _WIDTHS
+    }
+    return [
+        f"{key} is {ours!r} in the run; the options of the file stand for {theirs!r}"
+        for key, (ours, theirs) in pairs.items()
+        if not _alike(ours, theirs)
+    ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal but for the last digit, which a division and a multiplication may change."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other)
+    return one == other
 
 
 def _check(options: Mapping[str, Any], where: str) -> None:
@@ -210,6 +276,9 @@ def _check(options: Mapping[str, Any], where: str) -> None:
         if key in options and not isinstance(options[key], types):
             names = " or ".join(kind.__name__ for kind in types)
             raise InputError(f"{where}: expected option {key} as {names}, got {options[key]!r:.80}")
+    longest = options.get("max_v_l", -1)
+    if longest < 1 and longest != -1:
+        raise InputError(f"{where}: expected max_v_l as -1 or at least 1, got {longest}")
     position = options.get("position_embedding", "sine")
     if position != "sine":
         raise InputError(f"{where}: expected position_embedding 'sine', got {position!r}")
@@ -264,17 +333,22 @@ def _sizes(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, Any], int
     return seen, shape("input_vid_proj.0.LayerNorm.weight", 1)[0]
 
 
-def _data(options: Mapping[str, Any]) -> dict[str, Any]:
+def _data(options: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, Any]:
     """What the published programs did to videos and answers."""
     values: dict[str, Any] = {}
-    longest = options.get("max_v_l")
-    if longest is not None:  # -1 is meant as "all", and cuts the last clip of each video
-        values |= {"data.max_clips": longest if longest != -1 else None, "data.compat": "reference"}
+    longest, choices = options.get("max_v_l", -1), seen["model.span_clips"]
+    # -1 is no limit, so that of a given configuration stays; but no span is beyond the choices.
+    if longest != -1 or choices is not None:
+        values["data.max_clips"] = min(n for n in (longest, choices) if n not in (-1, None))
+    if "max_v_l" in options:
+        values["data.compat"] = "reference"
     name = options.get("dset_name")
     if name is not None:
         values |= {"evaluate.limit_seconds": _CUT_SECONDS.get(name), "evaluate.compat": "reference"}
     if name in _CUT_SECONDS and "clip_length" in options:
         values["evaluate.round_seconds"] = options["clip_length"]
+    elif name is not None and name not in _CUT_SECONDS:
+        values["evaluate.round_seconds"] = None
     return values
 
 
@@ -286,9 +360,7 @@ def _losses(options: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, An
         "loss.hinge_weight": weight,
         "loss.rank_weight": with_partner,
         "loss.negative_weight": with_partner,
-        # Terms of other systems, which a given configuration may have on.
-        **dict.fromkeys(("loss.align_weight", "loss.intra_weight", "loss.inter_weight"), 0.0),
-        **dict.fromkeys(("loss.fine_weights", "loss.fine_margins"), ()),
+        "loss.aux_weight": float(bool(options.get("aux_loss", True))),
         "loss.compat": "reference",
     }
     if all(key in options for key in _COSTS):
