@@ -295,8 +295,8 @@ class EvaluateConfig(Section):
     def _limit_is_read(self) -> "EvaluateConfig":
         if self.limit_seconds is not None and self.compat != "reference":
             raise ValueError(
-                f"limit_seconds={self.limit_seconds} is read with compat=reference alone; the "
-                f"default cuts moments to their video"
+                f"limit_seconds={self.limit_seconds} is read with compat=reference alone, and the "
+                f"default cuts moments to their video; set limit_seconds=null"
             )
         return self
 
