@@ -105,9 +105,7 @@ class TextConfig(Section):
     """Who turns a query into token vectors."""
 
     encoder: Literal["lexical", "precomputed"] = "lexical"
-    width: Count = (
-        64  # of hashed word vectors or of precomputed tokens; a word table brings its own
-    )
+    width: Count = 64  # of a hashed or precomputed token; a word table brings its own
     word_vectors: str | None = None  # table of a simulated world; relative to data.root
     # Precomputed: one npz per query, with the key `last_hidden_state`; relative to data.root.
     folder: str = "text_features"
