@@ -137,12 +137,8 @@ class DetrConfig(Section):
     slots: Count = 10
     dropout: Fraction = 0.1
     input_dropout: Fraction = 0.5
-    norm: Literal["post", "pre"] = (
-        "post"  # layer norm after each residual sum, or before each branch
-    )
-    text_positions: Count | None = (
-        None  # places of a learned position table of tokens; None: no table
-    )
+    norm: Literal["post", "pre"] = "post"  # after each residual sum, or before each branch
+    text_positions: Count | None = None  # places of a learned table for tokens; None: no table
     # None: a slot proposes (center, width). A number: it chooses a first and a last clip of so many
     # (the published span loss `ce`).
     span_clips: Count | None = None
