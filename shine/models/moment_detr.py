@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from shine.config import MomentDetrConfig
 from shine.data.batch import Alignment, Inputs, Outputs
 from shine.models.attention import CrossAttention, SelfAttention
-from shine.models.layers import Dropout, FeedForward, Mlp, Projection, TokenPosition
-from shine.models.position import clip_position, likeliest_span
+from shine.models.layers import Dropout, FeedForward, Projection, TokenPosition
+from shine.models.position import clip_position
 from shine.models.published import COMMON, Names, cross_attention, layers
+from shine.models.spans import SpanHead
 from shine.models.transformer import EncoderLayer
 
 
@@ -54,7 +55,7 @@ class MomentDetr(nn.Module):
             DecoderLayer(config) for _ in range(config.decoder_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden)
-        self.span_head = Mlp([hidden, hidden, hidden, 2 * (config.span_clips or 1)], xavier=False)
+        self.span_head = SpanHead(hidden, config.span_clips)
         self.label_head = nn.Linear(hidden, 2)
         if config.align_width is not None:
             self.align_slot = nn.Linear(hidden, config.align_width)
@@ -79,12 +80,7 @@ class MomentDetr(nn.Module):
         tokens = self.token_projection(inputs.tokens)  # [text, row, token, hidden]
         memory, place, mask = self._encode(clips, position, tokens, clip_mask, inputs.token_mask)
         slots = self._decode(memory[0], place[0], mask[0])  # [layer, row, slot, hidden]
-        spans, ends = self.span_head(slots), None
-        if self.config.span_clips is None:
-            spans = spans.sigmoid()
-        else:
-            ends = spans.unflatten(-1, (2, -1))
-            spans = likeliest_span(ends, clip_mask.sum(dim=1))
+        spans, ends = self.span_head.propose(slots, clip_mask)
         return Outputs(
             logits=self.label_head(slots),
             spans=spans,

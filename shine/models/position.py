@@ -3,10 +3,8 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-from shine.spans import to_spans
 
 TEMPERATURE = 10_000.0
 
@@ -38,24 +36,3 @@ def _waves(angle: Float[Tensor, "*rows"], width: int) -> Float[Tensor, "*rows hi
     power = torch.arange(0, width, 2, dtype=angle.dtype, device=angle.device) / width
     phase = angle[..., None] * TEMPERATURE**-power  # [*rows, width / 2]
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-2)
-
-
-@torch.no_grad()
-def likeliest_span(
-    ends: Float[Tensor, "layer row slot 2 choice"], num_clips: Int[Tensor, " row"]
-) -> Float[Tensor, "layer row slot 2"]:
-    """(center, width) in [0, 1] of the likeliest pair of a first and a last clip, in this order.
-
-    Args:
-        ends: logits of the first and of the last clip among `choice` clips.
-        num_clips: real clips of each row, at most `choice`.
-    """
-    choice = torch.arange(ends.shape[-1], device=ends.device)
-    real = choice < num_clips[:, None].clamp(min=1)  # [row, choice]
-    first, last = ends.masked_fill(~real[:, None, None], -math.inf).log_softmax(dim=-1).unbind(-2)
-    both = first[..., :, None] + last[..., None, :]
-    both = both.masked_fill(choice[:, None] > choice, -math.inf)  # [..., first, last]
-    best = both.flatten(-2).argmax(dim=-1)
-    start, end = best // len(choice), best % len(choice) + 1
-    moments = torch.stack([start, end], dim=-1) / num_clips[:, None, None].clamp(min=1)
-    return to_spans(moments.to(ends.dtype))

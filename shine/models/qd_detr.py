@@ -32,8 +32,9 @@ from shine.models.layers import (
     TokenPosition,
     xavier_linear,
 )
-from shine.models.position import anchor_position, clip_position, likeliest_span
+from shine.models.position import anchor_position, clip_position
 from shine.models.published import COMMON, Names, cross_attention, layers
+from shine.models.spans import SpanHead
 from shine.models.transformer import EncoderLayer
 
 SMALLEST = 1e-3  # of a width that divides, and of both shares of a logit
@@ -68,7 +69,7 @@ class QdDetr(nn.Module):
         self.saliency_clip = nn.Linear(hidden, hidden)
         self.saliency_global = nn.Linear(hidden, hidden)
         self.decoder = Decoder(config)
-        self.span_head = Mlp([hidden, hidden, hidden, 2 * (config.span_clips or 1)], xavier=False)
+        self.span_head = SpanHead(hidden, config.span_clips)
         self.label_head = nn.Linear(hidden, 2)
 
     @property
@@ -90,12 +91,7 @@ class QdDetr(nn.Module):
         sequence, position = self._encode(clips, position, clip_mask, inputs)
         summary, memory = sequence[:, :, 0], sequence[:, :, 1:]
         slots, anchors = self.decoder(memory[0], position[:, 1:], clip_mask)
-        spans, ends = self.span_head(slots), None
-        if self.config.span_clips is None:
-            spans = (spans + _logit(anchors)).sigmoid()
-        else:
-            ends = spans.unflatten(-1, (2, -1))
-            spans = likeliest_span(ends, clip_mask.sum(dim=1))
+        spans, ends = self.span_head.propose(slots, clip_mask, around=_logit(anchors))
         return Outputs(
             logits=self.label_head(slots),
             spans=spans,

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from shine.models.attention import Attend
 from shine.models.layers import Dropout, PReLU, TokenPosition, xavier_linear
-from shine.models.position import anchor_position, clip_position, likeliest_span
+from shine.models.position import anchor_position, clip_position
+from shine.models.spans import likeliest_span
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

@@ -10,23 +10,7 @@ import torch
 import yaml
 from tiny import tiny_config, tiny_data
 
-from pipelines.cli import main
 from shine.data.annotations import write_jsonl
-
-
-@pytest.fixture
-def shine(monkeypatch, capsys):
-    """Runs a command line; returns exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """`shine evaluate` on prediction files, which needs neither a run nor Ray."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import recorded
 
-from pipelines.cli import main
 from pipelines.console import evaluation_table
 from shine.data.annotations import write_jsonl
 from shine.metrics.recall import METRICS
@@ -18,21 +16,6 @@ TRUTH = [
     for n in range(3)
 ]
 PREDICTED = [{"qid": n, "pred_relevant_windows": [[2, 8, 0.9], [0, 4, 0.1]]} for n in range(3)]
-
-
-@pytest.fixture
-def shine(monkeypatch, capsys):
-    """Runs a command line; returns exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shine", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return exit_.value.code or 0, out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture
