@@ -6,6 +6,7 @@ in that order.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -59,21 +60,103 @@ class DataConfig(Section):
     compat: Compat = "corrected"
 
 
+class LlmConfig(Section):
+    """An OpenAI-compatible endpoint that fills slots (`negatives.generator=llm`)."""
+
+    base_url: str = "https://api.openai.com/v1"
+    model: str | None = None  # as the endpoint names it
+    # Each worker reads the key from its environment, or from a file that it sees; it is not stored.
+    key_variable: str = "OPENAI_API_KEY"  # an unset one means an endpoint without keys
+    key_file: str | None = None
+    prompt: str = "fill-1"  # the name of one that ships, or a file
+    candidates: Count = 40  # words of the training captions offered for each slot
+    temperature: Weight = 1.0
+    max_tokens: Count = 400  # of an answer
+    timeout_seconds: Positive = 60.0
+    # Of the whole job, however many workers ask. None: as fast as the endpoint lets us.
+    in_flight: Count = 32
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    attempts: Count = 8  # at one request before it counts as failed
+    # Dollars per million tokens; with a budget, the job stops before it would spend more.
+    prompt_price: Weight | None = None
+    completion_price: Weight | None = None
+    budget: Positive | None = None  # dollars of one job
+    # Answers are kept here, a folder or any fsspec URL, and never paid for again. A stopped job can
+    # lose the answers on their way and those that a worker has not yet written down.
+    store: str = "answers"
+    segment_answers: Count = 16  # a worker writes after so many answers,
+    segment_seconds: Positive = 5.0  # or so long after the first of them
+    workers: Count = 1  # processes that ask; one manages some 300 requests per second
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_secret(cls, url: str) -> str:
+        if not re.match(r"https?://[^/@\s]+(/\S*)?$", url) or "?" in url:
+            raise ValueError("needs http(s)://host/path without user, password or parameters")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _budget_needs_prices(self) -> "LlmConfig":
+        if self.budget is not None and None in (self.prompt_price, self.completion_price):
+            raise ValueError(
+                f"budget={self.budget} needs prompt_price and completion_price, in dollars per "
+                f"million tokens"
+            )
+        return self
+
+
+PartOfSpeech = Literal["verb", "noun", "adjective", "preposition", "adverb"]
+
+
 class NegativesConfig(Section):
     """How hard negatives are made (`shine negatives generate`)."""
 
-    generator: Literal["corpus", "random"] = "corpus"
-    # Share of the maskable words that a level masks; least altered first. Charades-CG of the paper.
+    generator: Literal["corpus", "random", "llm", "file"] = "corpus"
+    # How many words each level masks: a share of the maskable ones, or the counts that the
+    # published negatives of Charades-CG show (three levels).
+    masking: Literal["ratios", "released"] = "ratios"
+    # Shares of the levels, least altered first. Charades-CG of the paper.
     ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    # What may be masked, in this order.
+    parts: tuple[PartOfSpeech, ...] = get_args(PartOfSpeech)
+    # Whether `llm` and `file` may use words that no training caption has.
+    open_vocabulary: bool = False
+    file: str | None = None  # negatives that `file` judges: jsonl of the field, or Parquet
+    # A lexicon of the `wn` package, such as oewn:2024, whose synonyms are refused too.
+    wordnet: str | None = None
     tagger: str = "auto"
     seed: Annotated[int, Field(ge=0)] = 0
+    llm: LlmConfig = LlmConfig()
 
     @field_validator("ratios")
     @classmethod
     def _rising(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
         if not ratios or list(ratios) != sorted(set(ratios)):
-            raise ValueError(f"needs one or more rising shares, got {list(ratios)}")
+            raise ValueError("needs one or more rising shares")
         return ratios
+
+    @field_validator("parts")
+    @classmethod
+    def _in_order(cls, parts: tuple[PartOfSpeech, ...]) -> tuple[PartOfSpeech, ...]:
+        ordered = tuple(part for part in get_args(PartOfSpeech) if part in parts)
+        if not parts or parts != ordered:
+            raise ValueError(
+                f"needs one or more of {', '.join(get_args(PartOfSpeech))}, in this order"
+            )
+        return parts
+
+    @model_validator(mode="after")
+    def _complete(self) -> "NegativesConfig":
+        if self.generator == "file" and self.file is None:
+            raise ValueError("generator=file needs file, the negatives to judge")
+        if self.generator == "llm" and self.llm.model is None:
+            raise ValueError("generator=llm needs llm.model, as the endpoint names it")
+        if self.masking == "released" and len(self.ratios) != 3:
+            raise ValueError(
+                f"masking=released has three levels; ratios names {len(self.ratios)}, leave it out"
+            )
+        return self
 
 
 class FeaturesConfig(Section):
@@ -454,7 +537,8 @@ def _sentence(section: type[Section], item: Any, where: str) -> str:
     place = f"{where}: {name}" if name else where
     if isinstance(item["input"], Section | dict):
         return f"{place}: {message}"
-    return f"{place}: {message}, got {item['input']!r}"
+    got = re.sub(r"//[^/]*@", "//...@", repr(item["input"]))  # no password of a URL
+    return f"{place}: {message}, got {got}"
 
 
 def _place(section: type[Section], loc: list[str]) -> tuple[type[Section], list[str]]:
