@@ -21,12 +21,12 @@ from shine.config import Config, NegativesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.errors import InputError
 from shine.files import sha256
-from shine.language.generators import build_generator
-from shine.language.masking import mask_levels, masked_query
+from shine.language.masking import masked_query
 from shine.language.negatives import SCHEMA, NegativeRecord, write_negatives
 from shine.language.neighbours import ContextCounts, Neighbours, count_contexts
+from shine.language.proposal import build_generators, propose
 from shine.language.tagging import Word, load_tagger
-from shine.language.validation import Judge, propose
+from shine.language.validation import Judge
 from shine.language.vocabulary import Vocabulary, WordCounts, count_words
 
 Progress = Callable[[int, int], None]  # done, total
@@ -81,8 +81,8 @@ class ProposeNegatives:
         self, vocabulary: Vocabulary, neighbours: Neighbours, settings: dict[str, Any], tagger: str
     ):
         self._config = NegativesConfig.model_validate(settings)
-        self._generator = build_generator(self._config, vocabulary, neighbours)
-        self._judge = Judge(vocabulary)
+        self._generators = build_generators(self._config, vocabulary, neighbours, tagger=tagger)
+        self._judge = Judge(vocabulary, open_vocabulary=self._config.open_vocabulary)
         self._tagger = tagger
 
     def __call__(self, videos: pa.Table) -> pa.Table:
@@ -99,19 +99,17 @@ class ProposeNegatives:
         self, video: dict[str, Any], captions: Sequence[Sequence[Word]], number: int
     ) -> NegativeRecord:
         qid, words = video["qids"][number], captions[number]
-        levels = mask_levels(words, self._config.ratios, self._generator.can_replace)
-        sentences, verdicts = propose(
-            self._generator, self._judge, words, levels, qid=qid, truths=captions
-        )
+        levels = self._generators[0].levels(words, qid=qid)
+        proposals = propose(self._generators, self._judge, words, levels, qid=qid, truths=captions)
         return NegativeRecord(
             qid=qid,
             vid=video["vid"],
             query=video["queries"][number],
             masked_queries=[masked_query(words, slots) for slots in levels],
-            recomposed_queries=list(sentences),
-            valid=[not reasons for reasons in verdicts],
-            source=[self._generator.name] * len(levels),
-            reasons=["; ".join(reasons) for reasons in verdicts],
+            recomposed_queries=[level.sentence for level in proposals],
+            valid=[not level.reasons for level in proposals],
+            source=[level.source for level in proposals],
+            reasons=["; ".join(level.reasons) for level in proposals],
             tagger=self._tagger,
             seed=self._config.seed,
         )
@@ -176,13 +174,13 @@ def generate(
         )
         metadata = {
             "generator": config.negatives.generator,
-            "ratios": list(config.negatives.ratios),
+            "ratios": config.negatives.ratios,
             "seed": config.negatives.seed,
             "tagger": f"{tagger.name} {tagger.version}",
             "source_sha256": sha256(source),
             "vocabulary_sha256": vocabulary.checksum,
         }
-        summary = _Summary(len(config.negatives.ratios))
+        summary = _Summary(config.negatives.num_levels)
         records = _propose(
             tagged, vocabulary, neighbours, config.negatives, metadata["tagger"], num_workers
         )

@@ -29,6 +29,7 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=0.99)]
+Share = Annotated[float, Field(gt=0, le=1)]
 # `reference` reproduces the published code where sense departs from it; docs/parity.md lists each
 # departure.
 Compat = Literal["corrected", "reference"]
@@ -113,11 +114,9 @@ class NegativesConfig(Section):
     """How hard negatives are made (`shine negatives generate`)."""
 
     generator: Literal["corpus", "random", "llm", "file"] = "corpus"
-    # How many words each level masks: a share of the maskable ones, or the counts that the
-    # published negatives of Charades-CG show (three levels).
-    masking: Literal["ratios", "released"] = "ratios"
-    # Shares of the levels, least altered first. Charades-CG of the paper.
-    ratios: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.25, 0.5, 0.75)
+    # Share of the maskable words that each level masks, least altered first; these are for
+    # Charades-CG in the paper. "released": the counts that its published negatives show.
+    ratios: tuple[Share, ...] | Literal["released"] = (0.25, 0.5, 0.75)
     # What may be masked, in this order.
     parts: tuple[PartOfSpeech, ...] = get_args(PartOfSpeech)
     # Whether `llm` and `file` may use words that no training caption has.
@@ -129,10 +128,15 @@ class NegativesConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     llm: LlmConfig = LlmConfig()
 
+    @property
+    def num_levels(self) -> int:
+        """How many hard negatives a query gets."""
+        return 3 if self.ratios == "released" else len(self.ratios)
+
     @field_validator("ratios")
     @classmethod
-    def _rising(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
-        if not ratios or list(ratios) != sorted(set(ratios)):
+    def _rising(cls, ratios: tuple[float, ...] | str) -> tuple[float, ...] | str:
+        if isinstance(ratios, tuple) and (not ratios or list(ratios) != sorted(set(ratios))):
             raise ValueError("needs one or more rising shares")
         return ratios
 
@@ -152,10 +156,6 @@ class NegativesConfig(Section):
             raise ValueError("generator=file needs file, the negatives to judge")
         if self.generator == "llm" and self.llm.model is None:
             raise ValueError("generator=llm needs llm.model, as the endpoint names it")
-        if self.masking == "released" and len(self.ratios) != 3:
-            raise ValueError(
-                f"masking=released has three levels; ratios names {len(self.ratios)}, leave it out"
-            )
         return self
 
 

@@ -1,11 +1,15 @@
 """Annotation files of the field: JSON Lines with one query of one video per line."""
 
+import hashlib
 import json
 import math
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
 
 from shine.errors import InputError
 from shine.files import write_whole
@@ -53,6 +57,82 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     return annotations
 
 
+class VideoIndex:
+    """The lines of an annotation file by video, for files of which memory holds no more.
+
+    Keeps three numbers a line.
+
+    Args:
+        path: an annotation file.
+
+    Raises:
+        InputError: as `read_annotations`.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        numbers, offsets, vids, qids = array("q"), array("q"), array("q"), array("q")
+        for number, offset, record in _records(path, "annotations"):
+            annotation = _annotation(record, f"{path}, line {number}")
+            numbers.append(number)
+            offsets.append(offset)
+            vids.append(_digest(annotation.vid))
+            qids.append(_digest(annotation.qid))
+        if not numbers:
+            raise InputError(f"{path}: expected at least one annotation, the file is empty")
+        self._numbers, self._offsets = np.asarray(numbers), np.asarray(offsets)
+        self._refuse_duplicates(np.asarray(qids))
+        _, first, video = np.unique(np.asarray(vids), return_index=True, return_inverse=True)
+        rank = np.empty(len(first), np.int64)
+        rank[np.argsort(first)] = np.arange(len(first))
+        self._order = np.argsort(rank[video], kind="stable")  # rows, video after video
+        self._ends = np.cumsum(np.bincount(rank[video]))  # in that order
+
+    def __len__(self) -> int:
+        """How many rows the file has."""
+        return len(self._order)
+
+    @property
+    def num_videos(self) -> int:
+        """How many videos they are of."""
+        return len(self._ends)
+
+    def videos(self, start: int, stop: int) -> list[list[tuple[int, Annotation]]]:
+        """The rows of some videos, each with its number, in the order of the file.
+
+        Args:
+            start: the first video, counted in the order of their first rows.
+            stop: after the last one.
+        """
+        ends = self._ends[start:stop]
+        begins = [self._ends[start - 1] if start else 0, *ends[:-1]]
+        with self._path.open("rb") as file:
+            return [
+                [(int(row), self._row(file, row)) for row in self._order[begin:end]]
+                for begin, end in zip(begins, ends, strict=True)
+            ]
+
+    def _row(self, file: BinaryIO, row: int) -> Annotation:
+        file.seek(self._offsets[row])
+        return _annotation(json.loads(file.readline()), f"{self._path}, line {self._numbers[row]}")
+
+    def _refuse_duplicates(self, qids: np.ndarray) -> None:
+        order = np.argsort(qids, kind="stable")
+        again = np.flatnonzero(qids[order][1:] == qids[order][:-1])
+        with self._path.open("rb") as file:
+            for one, other in zip(order[again], order[again + 1], strict=True):
+                if (qid := self._row(file, one).qid) == self._row(file, other).qid:
+                    raise InputError(
+                        f"{self._path}, line {self._numbers[other]}: query id {qid!r} was used on "
+                        f"line {self._numbers[one]}; make ids unique"
+                    )
+
+
+def _digest(text: str) -> int:
+    data = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(data, "big", signed=True)
+
+
 def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSON Lines file with the numbers of their lines; blank lines are skipped.
 
@@ -63,13 +143,21 @@ def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
+    for number, _, record in _records(path, what):
+        yield number, record
+
+
+def _records(path: Path, what: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """The same with the place of each line in the file, in bytes."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
+            end = 0
             for number, line in enumerate(file, start=1):
-                if not line.strip():
+                offset, end = end, end + len(line)
+                if not (text := line.decode()).strip():
                     continue
                 try:
-                    record = json.loads(line)
+                    record = json.loads(text)
                 except json.JSONDecodeError as error:
                     raise InputError(
                         f"{path}, line {number}: not valid JSON ({error.msg} at column "
@@ -80,7 +168,7 @@ def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
                         f"{path}, line {number}: expected an object with named values, got a "
                         f"{type(record).__name__}"
                     )
-                yield number, record
+                yield number, offset, record
     except OSError as error:
         raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
     except UnicodeDecodeError:

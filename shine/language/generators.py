@@ -1,14 +1,15 @@
-"""Who proposes the words that fill the slots of a level.
+"""Who chooses the slots of a caption and proposes the words that fill them.
 
 A generator sees one caption and the slots of all its levels and answers with one sentence per
-level. It judges nothing: `shine.language.validation` does, and asks again with a higher attempt.
+level. It judges nothing: `shine.language.validation` does, and `shine.language.proposal` asks again
+with what was refused.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, Protocol, runtime_checkable
 
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from shine.config import NegativesConfig
 from shine.data.annotations import normalized
 from shine.language.lexicon import is_person, same_meaning
-from shine.language.masking import is_content, recompose
+from shine.language.masking import is_content, mask_levels, masked_slots, recompose
 from shine.language.neighbours import Context, Neighbours, contexts
 from shine.language.tagging import Word
 from shine.language.vocabulary import Entry, Kind, Vocabulary
@@ -33,33 +34,54 @@ _MAX_CACHED: Final = 20_000  # contexts
 _MAX_RANK: Final = 64  # more attempts than a level gets
 
 
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """What a file of negatives says of a query, least altered first."""
+
+    masked_queries: tuple[str, ...]  # empty where the file has none
+    recomposed_queries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A proposal that was not good enough."""
+
+    sentence: str
+    reasons: tuple[str, ...]
+
+
+Levels = Sequence[Sequence[int]]  # the slots of each level
+Refusals = Sequence[Mapping[int, Refusal]]  # round after round, by level
+
+
 @runtime_checkable
 class Generator(Protocol):
     """Proposes hard negatives, one caption at a time."""
 
     name: str
 
-    def can_replace(self, word: Word) -> bool:
-        """Whether it knows a word for the place of this one; slots are made of such words."""
-        ...
-
-    def propose(
-        self,
-        words: Sequence[Word],
-        levels: Sequence[Sequence[int]],
-        *,
-        qid: str,
-        attempts: Sequence[int],
-    ) -> tuple[str | None, ...]:
-        """One sentence per level; None where the generator has none.
-
-        The answer depends on the arguments and the generator's seed alone.
+    def levels(self, words: Sequence[Word], *, qid: str) -> Levels:
+        """The slots of each level, those of a level among those of the one above.
 
         Args:
             words: a tagged caption.
-            levels: the slots of each level, as `mask_levels` gives them.
-            qid: the id of its query; equal captions under different ids get different words.
-            attempts: how often each level was refused; a higher number asks for another proposal.
+            qid: the id of its query.
+        """
+        ...
+
+    def propose(
+        self, words: Sequence[Word], levels: Levels, *, qid: str, refused: Refusals
+    ) -> tuple[str | None, ...]:
+        """One sentence per level; None where the generator has none, or no further one.
+
+        The answer depends on the arguments and on what the generator was made of alone.
+
+        Args:
+            words: a tagged caption.
+            levels: the slots of each level.
+            qid: the id of its query; equal captions under different ids may get different words.
+            refused: what it proposed before and was not good enough; a refused sentence is not
+                made again as long as there are others.
         """
         ...
 
@@ -111,6 +133,29 @@ class Candidates:
         return self._excluded[original]
 
 
+class Choices:
+    """The candidates for the place of any word.
+
+    Args:
+        vocabulary: the words of the training captions.
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._vocabulary = vocabulary
+        self._kinds: dict[Kind, Candidates] = {}
+
+    def of(self, word: Word) -> Candidates:
+        """The words of the same part of speech and inflection."""
+        kind = word.pos, word.tag
+        if kind not in self._kinds:
+            self._kinds[kind] = Candidates(self._vocabulary, kind)
+        return self._kinds[kind]
+
+    def exist(self, word: Word) -> bool:
+        """Whether some word can take the place of this one and make a caption false."""
+        return bool(self.of(word).suits(word.lemma).any())
+
+
 class VocabularyGenerator(ABC):
     """Fills slots one after the other with vocabulary words of the same kind.
 
@@ -120,40 +165,35 @@ class VocabularyGenerator(ABC):
 
     Args:
         vocabulary: words of the training captions; nothing else enters a negative.
-        seed: of the choice among words that fit.
+        config: masks and seed of the choice among words that fit.
     """
 
     name: str
 
-    def __init__(self, vocabulary: Vocabulary, *, seed: int):
-        self._vocabulary = vocabulary
-        self._seed = seed
+    def __init__(self, vocabulary: Vocabulary, config: NegativesConfig):
+        self._choices = Choices(vocabulary)
+        self._config = config
         self._agree = "a" in vocabulary and "an" in vocabulary
-        self._kinds: dict[Kind, Candidates] = {}
 
-    def can_replace(self, word: Word) -> bool:
+    def levels(self, words: Sequence[Word], *, qid: str) -> Levels:
         """See `Generator`."""
-        return bool(self._candidates(word).suits(word.lemma).any())
+        return mask_levels(words, self._config.ratios, self._choices.exist, self._config.parts)
 
     def propose(
-        self,
-        words: Sequence[Word],
-        levels: Sequence[Sequence[int]],
-        *,
-        qid: str,
-        attempts: Sequence[int],
+        self, words: Sequence[Word], levels: Levels, *, qid: str, refused: Refusals
     ) -> tuple[str | None, ...]:
         """See `Generator`."""
         current = list(words)
         used = {word.lemma for word in words}
         fills: dict[int, str] = {}
         sentences: list[str | None] = []
-        for level, (slots, attempt) in enumerate(zip(levels, attempts, strict=True)):
+        for level, slots in enumerate(levels):
+            attempt = sum(level in round_ for round_ in refused)
             fresh = [slot for slot in slots if slot not in fills]
             for number, slot in enumerate(fresh):
                 unknown = frozenset(fresh[number + 1 :])
                 ranking = self._ranking(
-                    current, slot, unknown, used, f"{self._seed}\0{qid}\0{level}\0{slot}"
+                    current, slot, unknown, used, f"{self._config.seed}\0{qid}\0{level}\0{slot}"
                 )
                 if not ranking:
                     return (*sentences, *[None] * (len(levels) - level))
@@ -175,12 +215,6 @@ class VocabularyGenerator(ABC):
     ) -> Scores:
         """How well each candidate fits: log weights of the draw."""
 
-    def _candidates(self, word: Word) -> Candidates:
-        kind = word.pos, word.tag
-        if kind not in self._kinds:
-            self._kinds[kind] = Candidates(self._vocabulary, kind)
-        return self._kinds[kind]
-
     def _ranking(
         self, words: Sequence[Word], slot: int, unknown: frozenset[int], used: set[str], key: str
     ) -> list[Entry]:
@@ -189,7 +223,7 @@ class VocabularyGenerator(ABC):
         Sorting log weights after adding Gumbel noise draws without replacement. So one order serves
         every attempt, and no word is tried twice.
         """
-        candidates = self._candidates(words[slot])
+        candidates = self._choices.of(words[slot])
         possible = candidates.suits(words[slot].lemma).copy()
         numbers = candidates.numbers
         possible[[i for lemma in used & numbers.keys() for i in numbers[lemma]]] = False
@@ -234,7 +268,7 @@ class CorpusGenerator(VocabularyGenerator):
     Args:
         vocabulary: words of the training captions; nothing else enters a negative.
         neighbours: contexts of those words in the same captions.
-        seed: of the choice among words that fit.
+        config: masks and seed of the choice among words that fit.
     """
 
     name = "corpus"
@@ -256,8 +290,8 @@ class CorpusGenerator(VocabularyGenerator):
         "head": 1.0,
     }
 
-    def __init__(self, vocabulary: Vocabulary, neighbours: Neighbours, *, seed: int):
-        super().__init__(vocabulary, seed=seed)
+    def __init__(self, vocabulary: Vocabulary, neighbours: Neighbours, config: NegativesConfig):
+        super().__init__(vocabulary, config)
         self._neighbours = neighbours
         self._absences: dict[tuple[Kind, str], Scores] = {}
         self._presences: dict[tuple[Kind, Context], tuple[Int[np.ndarray, " hit"], Scores]] = {}
@@ -310,13 +344,41 @@ class CorpusGenerator(VocabularyGenerator):
         return self._presences[key]
 
 
-def build_generator(
-    config: NegativesConfig, vocabulary: Vocabulary, neighbours: Neighbours
-) -> Generator:
-    """The generator that the configuration names."""
-    if config.generator == "random":
-        return RandomGenerator(vocabulary, seed=config.seed)
-    return CorpusGenerator(vocabulary, neighbours, seed=config.seed)
+class FileGenerator:
+    """Proposes what a file holds, with the masks of the file.
+
+    A caption without masks that fit it gets those of `masks`, and then most likely a verdict.
+
+    Args:
+        rows: masked and recomposed queries by query id.
+        masks: chooses slots where the file has none.
+    """
+
+    name = "file"
+
+    def __init__(self, rows: Mapping[str, FileRow], masks: Generator):
+        self._rows = rows
+        self._masks = masks
+
+    def levels(self, words: Sequence[Word], *, qid: str) -> Levels:
+        """See `Generator`."""
+        own = self._masks.levels(words, qid=qid)
+        if (row := self._rows.get(qid)) is None or len(row.masked_queries) != len(own):
+            return own
+        slots = [masked_slots(words, masked) for masked in row.masked_queries]
+        return own if None in slots else [level for level in slots if level is not None]
+
+    def propose(
+        self, words: Sequence[Word], levels: Levels, *, qid: str, refused: Refusals
+    ) -> tuple[str | None, ...]:
+        """See `Generator`."""
+        row = self._rows.get(qid)
+        offered = () if row is None else row.recomposed_queries
+        said = {level for round_ in refused for level in round_}
+        return tuple(
+            offered[level] if level < len(offered) and level not in said else None
+            for level in range(len(levels))
+        )
 
 
 def _is_usual(vocabulary: Vocabulary, kind: Kind, entry: Entry) -> bool:

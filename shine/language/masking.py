@@ -2,25 +2,44 @@
 
 A *slot* is the position of a replaced word. Slots nest: a level replaces every word that the level
 below replaces, and more. They are taken in the order verb, noun, adjective, preposition, adverb,
-and within one part of speech from left to right: what happens changes first, details last.
+and within one part of speech from left to right: what happens changes first, details last. A verb
+that only leads to another ("starts eating") comes after the other verbs.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Literal, get_args
 
+from shine.config import PartOfSpeech
 from shine.data.annotations import MASK, normalized
-from shine.language.lexicon import is_person
+from shine.language.lexicon import is_person, leads
 from shine.language.tagging import Word
 
-# Order of masking. A particle ("turn on") has the tag RP and counts as a preposition.
-_RANK: Final = {"VERB": 0, "NOUN": 1, "PROPN": 1, "ADJ": 2, "ADP": 3, "ADV": 4}
+PARTS: Final[tuple[PartOfSpeech, ...]] = get_args(PartOfSpeech)  # the order of masking
+# A particle ("turn on") has the tag RP and counts as a preposition.
+PART: Final[dict[str, PartOfSpeech]] = {
+    "VERB": "verb",
+    "NOUN": "noun",
+    "PROPN": "noun",
+    "ADJ": "adjective",
+    "ADP": "preposition",
+    "ADV": "adverb",
+}
 # Tagged as content but say little on their own: another word in their place breaks the sentence
 # ("out of", "as well") or changes nothing that a video shows ("other", "then").
 _FUNCTION_WORDS: Final = """
 as of than be other another same such own then also too so again just very there here
 """
 _FUNCTION: Final = frozenset(_FUNCTION_WORDS.split())
+# Verbs that can help another one, and how that one is inflected then.
+_HELPERS: Final[dict[str, tuple[str, ...]]] = {
+    "have": ("VBN", "VBD"),
+    "do": ("VB",),
+    "get": ("VBN",),
+    "see": ("VB", "VBG"),
+    "show": ("VB", "VBG"),
+}
+_REACH: Final = 4  # words between a verb and the one it helps
 # Letters that do not sound as they are written, where "a" or "an" depends on it.
 _CONSONANT_SOUND: Final = re.compile(r"(?:uni(?!n|m)|use|usu|uti|eu|one\b|once\b|ukulele)")
 _VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
@@ -28,18 +47,20 @@ _VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
 
 def is_content(pos: str, tag: str, form: str, lemma: str) -> bool:
     """Whether such a word tells what happens: it may be replaced, and replace another."""
-    return pos in _RANK and tag != "WRB" and _FUNCTION.isdisjoint((form, lemma))
+    return pos in PART and tag != "WRB" and _FUNCTION.isdisjoint((form, lemma))
 
 
 def maskable(
     words: Sequence[Word],
     least: int = 0,
     replaceable: Callable[[Word], bool] = lambda word: True,
+    parts: Collection[PartOfSpeech] = PARTS,
 ) -> tuple[int, ...]:
     """Positions of the words that can be replaced, in the order of masking.
 
     Words written together with others ("book/laptop", "half-eaten") stay, and so do auxiliaries,
-    determiners, pronouns, numbers and function words. Persons ("person", "man") are added at the
+    determiners, pronouns, numbers, signs and function words. In a caption that holds `<mask>`
+    itself nothing can be masked. Persons ("person", "man") are added at the
     end, from left to right, as long as fewer than `least` words were found: who acts rarely tells
     moments apart.
 
@@ -47,16 +68,19 @@ def maskable(
         words: a tagged caption.
         least: words to find, where persons can help.
         replaceable: False for words that nothing is known to replace.
+        parts: which parts of speech may be masked.
     """
     content = [
         i
         for i in apart(words)
         if is_content(words[i].pos, words[i].tag, words[i].text.lower(), words[i].lemma)
+        and PART[words[i].pos] in parts
         and replaceable(words[i])
     ]
     persons = [i for i in content if is_person(words[i].lemma)]
     others = sorted(
-        (i for i in content if not is_person(words[i].lemma)), key=lambda i: _RANK[words[i].pos]
+        (i for i in content if not is_person(words[i].lemma)),
+        key=lambda i: PARTS.index(PART[words[i].pos]),
     )
     return (*others, *persons[: max(0, least - len(others))])
 
@@ -90,26 +114,64 @@ def level_sizes(num_words: int, ratios: Sequence[float]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def released_sizes(num_words: int) -> tuple[int, ...]:
+    """The same as counted in the published negatives of Charades-CG, all rows of which fit.
+
+        n_0 = max(floor(num_words / 3), 1),  n_1 = max(round(2 num_words / 3), 1),  n_2 = num_words
+
+    One or two words leave a level that is no larger than the one below, see `level_sizes`.
+    """
+    least = min(num_words, 1)
+    return max(num_words // 3, least), max(round(2 * num_words / 3), least), num_words
+
+
 def mask_levels(
     words: Sequence[Word],
-    ratios: Sequence[float],
+    ratios: Sequence[float] | Literal["released"],
     replaceable: Callable[[Word], bool] = lambda word: True,
+    parts: Collection[PartOfSpeech] = PARTS,
 ) -> tuple[tuple[int, ...], ...]:
     """The slots of each level, in the order of masking; a level starts with those of the one below.
 
     Args:
         words: a tagged caption.
-        ratios: rising shares of the maskable words, one per level, least altered first.
+        ratios: rising shares of the maskable words, one per level, least altered first; or
+            "released" for `released_sizes`.
         replaceable: see `maskable`.
+        parts: see `maskable`.
     """
-    order = maskable(words, len(ratios), replaceable)
-    return tuple(order[:size] for size in level_sizes(len(order), ratios))
+    num_levels = 3 if ratios == "released" else len(ratios)
+    order = maskable(words, num_levels, replaceable, parts)
+    sizes = released_sizes(len(order)) if ratios == "released" else level_sizes(len(order), ratios)
+    return tuple(order[:size] for size in sizes)
 
 
 def masked_query(words: Sequence[Word], slots: Sequence[int]) -> str:
     """The caption with `<mask>` in every slot; everything else stands as written."""
     chosen = frozenset(slots)
     return "".join((MASK if i in chosen else w.text) + w.space for i, w in enumerate(words))
+
+
+def masked_slots(words: Sequence[Word], masked: str) -> tuple[int, ...] | None:
+    """The slots that turn the caption into `masked`, in the order of masking.
+
+    None where no slots do: something else differs, or what is masked is no single word.
+    """
+    slots: list[int] = []
+    at = 0
+    for i, word in enumerate(words):
+        if masked.startswith(word.text, at):
+            at += len(word.text)
+        elif masked.startswith(MASK, at):
+            slots.append(i)
+            at += len(MASK)
+        else:
+            return None
+        if not masked.startswith(word.space, at):
+            return None
+        at += len(word.space)
+    ranked = sorted(slots, key=lambda i: PARTS.index(PART.get(words[i].pos, PARTS[-1])))
+    return tuple(ranked) if at == len(masked) else None
 
 
 def recompose(words: Sequence[Word], fills: Mapping[int, str], *, agree: bool = True) -> str:

@@ -113,6 +113,25 @@ def load_tagger(name: str = "auto") -> Tagger:
     return Tagger(_load(name), name)
 
 
+def inflected_lemma(form: str, pos: str, tag: str) -> str | None:
+    """The lemma of a word that stands nowhere yet, None where it cannot have this inflection.
+
+    Words that inflect regularly need not be known: "blorps" is the VBZ of "blorp".
+
+    Args:
+        form: the word, in any case of letters.
+        pos: the universal part of speech that it should have.
+        tag: the Penn tag that it should have.
+    """
+    form = form.lower()
+    if not form.replace("-", "").isalpha():
+        return None
+    if pos not in _INFLECTED:
+        return form
+    lemmas = lemminflect.getLemma(form, upos=_INFLECTED[pos])
+    return next((x for x in lemmas if form in lemminflect.getInflection(x, tag=tag)), None)
+
+
 def _load(source: str | Path) -> Language:
     nlp = spacy.load(source)
     nlp.select_pipes(enable=[n for n in nlp.pipe_names if n in _COMPONENTS])

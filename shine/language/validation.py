@@ -8,13 +8,11 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from shine.data.annotations import MASK, normalized
-from shine.language.generators import Generator
 from shine.language.lexicon import content, same_meaning, says
-from shine.language.tagging import Word
+from shine.language.tagging import Word, inflected_lemma
 from shine.language.vocabulary import Vocabulary
 
 TOO_SHORT: Final = "too few words to replace"
-MAX_ATTEMPTS: Final = 8  # proposals a level may need; then it stays invalid
 
 
 class Judge:
@@ -22,10 +20,12 @@ class Judge:
 
     Args:
         vocabulary: the words a negative may have.
+        open_vocabulary: whether it may have others too, in the right inflection.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary, *, open_vocabulary: bool = False):
         self._vocabulary = vocabulary
+        self._open = open_vocabulary
 
     def __call__(
         self,
@@ -88,58 +88,27 @@ class Judge:
         said = list(words)
         for slot, fill in fills.items():
             word = words[slot]
-            entry = self._vocabulary.kinds(fill).get((word.pos, word.tag))
             if fill.lower() == word.text.lower():
                 reasons["a slot is unchanged"] = None
-            elif fill not in self._vocabulary:
+            elif fill not in self._vocabulary and not self._open:
                 reasons["a word outside the vocabulary"] = None
-            elif entry is None:
+            elif (lemma := self._lemma(fill, word)) is None:
                 reasons["another inflection"] = None
             else:
-                if same_meaning(word.lemma, entry.lemma, word.pos):
+                if same_meaning(word.lemma, lemma, word.pos):
                     reasons["a near synonym"] = None
-                said[slot] = Word(fill, word.space, word.pos, word.tag, entry.lemma)
+                said[slot] = Word(fill, word.space, word.pos, word.tag, lemma)
         meaning = content(said)
         if not reasons and any(says(truth, meaning) for truth in meanings):
             reasons["a paraphrase of a true caption of the video"] = None
         return list(reasons)
 
-
-def propose(
-    generator: Generator,
-    judge: Judge,
-    words: Sequence[Word],
-    levels: Sequence[Sequence[int]],
-    *,
-    qid: str,
-    truths: Collection[Sequence[Word]],
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """The sentence of each level and the reasons why it is no hard negative, mostly none.
-
-    A refused level is proposed again, at most `MAX_ATTEMPTS` times in all. A level without a
-    proposal has an empty sentence.
-
-    Args:
-        generator: proposes.
-        judge: refuses.
-        words: the tagged query.
-        levels: the slots of each level.
-        qid: the id of the query.
-        truths: the tagged captions of the same video.
-    """
-    attempts = [0] * len(levels)
-    while True:
-        proposals = generator.propose(words, levels, qid=qid, attempts=attempts)
-        verdicts = judge(words, levels, proposals, truths)
-        refused = [
-            k
-            for k, reasons in enumerate(verdicts)
-            if reasons and reasons != (TOO_SHORT,) and proposals[k] is not None
-        ]
-        if not refused or attempts[refused[0]] + 1 == MAX_ATTEMPTS:
-            return tuple(proposal or "" for proposal in proposals), verdicts
-        # Levels above the first refused one may owe their fault to it.
-        attempts[refused[0]] += 1
+    def _lemma(self, fill: str, word: Word) -> str | None:
+        """The lemma of a word in the inflection of the one it replaces; None in any other."""
+        kinds = self._vocabulary.kinds(fill)
+        if entry := kinds.get((word.pos, word.tag)):
+            return entry.lemma
+        return None if kinds else inflected_lemma(fill, word.pos, word.tag)
 
 
 def read_fills(

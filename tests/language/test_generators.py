@@ -12,20 +12,32 @@ from shine.config import NegativesConfig
 from shine.language.generators import (
     Candidates,
     CorpusGenerator,
+    FileGenerator,
+    FileRow,
     RandomGenerator,
-    build_generator,
+    Refusal,
 )
 from shine.language.masking import mask_levels
 from shine.language.neighbours import contexts
+from shine.language.proposal import build_generators
 from shine.language.validation import read_fills
 
 VOCABULARY, NEIGHBOURS = counted(GRID)
 RATIOS = (0.25, 0.5, 0.75)
-FIRST = (0, 0, 0)
+FIRST = ()
 
 
-def make(name, seed=0):
-    return build_generator(NegativesConfig(generator=name, seed=seed), VOCABULARY, NEIGHBOURS)
+def make(name, seed=0, vocabulary=VOCABULARY, neighbours=NEIGHBOURS):
+    config = NegativesConfig(generator=name, seed=seed)
+    return build_generators(config, vocabulary, neighbours, tagger="t")[0]
+
+
+def refusals(*attempts):
+    """Rounds after which level k was refused attempts[k] times."""
+    return [
+        {level: Refusal("", ("why",)) for level, n in enumerate(attempts) if n > round_}
+        for round_ in range(max(attempts, default=0))
+    ]
 
 
 def filled(words, sentence):
@@ -41,7 +53,7 @@ def filled(words, sentence):
 @settings(max_examples=60)
 def test_each_level_keeps_the_words_of_the_one_below(name, words, qid, attempts):
     levels = mask_levels(words, RATIOS)
-    sentences = make(name).propose(words, levels, qid=qid, attempts=attempts)
+    sentences = make(name).propose(words, levels, qid=qid, refused=refusals(*attempts))
     below = {}
     for slots, sentence in zip(levels, sentences, strict=True):
         fills = read_fills(words, slots, sentence)
@@ -58,14 +70,14 @@ def test_a_proposal_depends_on_seed_and_query_and_on_nothing_before(name):
     rows = list(zip([f"q{i}" for i in range(len(GRID))], GRID, levels, strict=True))
 
     def answers(generator, rows):
-        return {q: generator.propose(w, s, qid=q, attempts=FIRST) for q, w, s in rows}
+        return {q: generator.propose(w, s, qid=q, refused=FIRST) for q, w, s in rows}
 
     forth = answers(make(name), rows)
     assert answers(make(name), rows[::-1]) == forth
     assert answers(make(name, seed=1), rows) != forth
-    alone = make(name).propose(GRID[7], levels[7], qid="q7", attempts=FIRST)
+    alone = make(name).propose(GRID[7], levels[7], qid="q7", refused=FIRST)
     assert alone == forth["q7"]
-    same_caption = {make(name).propose(GRID[0], levels[0], qid=q, attempts=FIRST) for q, *_ in rows}
+    same_caption = {make(name).propose(GRID[0], levels[0], qid=q, refused=FIRST) for q, *_ in rows}
     assert len(same_caption) > 5
 
 
@@ -74,7 +86,7 @@ def test_attempts_go_through_all_words_that_fit_and_repeat_none(name):
     words = GRID[0]
     levels = mask_levels(words, RATIOS)
     verbs = [
-        make(name).propose(words, levels, qid="q", attempts=(attempt, 0, 0))[0].split()[2]
+        make(name).propose(words, levels, qid="q", refused=refusals(attempt, 0, 0))[0].split()[2]
         for attempt in range(5)
     ]
     assert len(set(verbs[:3])) == 3
@@ -86,8 +98,8 @@ def test_attempts_go_through_all_words_that_fit_and_repeat_none(name):
 def test_an_attempt_at_one_level_leaves_the_levels_below():
     words = GRID[0]
     levels = mask_levels(words, RATIOS)
-    once = make("corpus").propose(words, levels, qid="q", attempts=(0, 0, 0))
-    again = make("corpus").propose(words, levels, qid="q", attempts=(0, 1, 0))
+    once = make("corpus").propose(words, levels, qid="q", refused=FIRST)
+    again = make("corpus").propose(words, levels, qid="q", refused=refusals(0, 1, 0))
     assert again[0] == once[0]
     assert again[1] != once[1]
 
@@ -102,12 +114,12 @@ def test_near_synonyms_and_the_word_in_another_form_are_never_chosen():
     vocabulary, neighbours = counted(captions)
     words = tagged("a/DT person/NN shuts/VBZ=shut a/DT sofa/NN ./.")
     for generator in (
-        CorpusGenerator(vocabulary, neighbours, seed=0),
-        RandomGenerator(vocabulary, seed=0),
+        CorpusGenerator(vocabulary, neighbours, NegativesConfig()),
+        RandomGenerator(vocabulary, NegativesConfig()),
     ):
         for i in range(30):
             first, second = generator.propose(
-                words, mask_levels(words, (0.5, 1.0)), qid=str(i), attempts=(i, i)
+                words, mask_levels(words, (0.5, 1.0)), qid=str(i), refused=refusals(i, i)
             )
             assert first == "a person washes a sofa."
             assert second == "a person washes a lamp."
@@ -138,17 +150,46 @@ def test_a_form_that_ends_in_punctuation_is_no_candidate():
     assert [e.form for e in Candidates(vocabulary, ("NOUN", "NN")).entries] == ["box"]
 
 
-def test_a_generator_says_which_words_it_can_replace():
+def test_slots_are_words_that_something_can_replace():
     words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
     for name in ("corpus", "random"):
-        can = [word.text for word in words if make(name).can_replace(word)]
-        assert can == ["man", "opens", "door"]
+        top = make(name).levels(words, qid="q")[-1]
+        assert [words[slot].text for slot in top] == ["opens", "door", "man"]
+
+
+ROWS = {
+    "q": FileRow(
+        ("the person <mask> a door on the table.", "the person <mask> a <mask> on the table."),
+        ("the person closes a door on the table.", "the person closes a box on the table."),
+    )
+}
+
+
+def test_a_file_is_proposed_with_its_own_masks():
+    two = NegativesConfig(ratios=(0.5, 1.0))
+    masks = RandomGenerator(VOCABULARY, two)
+    generator = FileGenerator(ROWS, masks)
+    words = GRID[0]
+    levels = generator.levels(words, qid="q")
+    assert levels == [(2,), (2, 4)]
+    assert generator.propose(words, levels, qid="q", refused=()) == ROWS["q"].recomposed_queries
+    again = generator.propose(words, levels, qid="q", refused=refusals(0, 1))
+    assert again == (ROWS["q"].recomposed_queries[0], None)
+    assert generator.levels(words, qid="other") == masks.levels(words, qid="other")
+    assert generator.propose(words, levels, qid="other", refused=()) == (None, None)
+
+
+def test_masks_that_do_not_fit_the_caption_are_those_of_the_configuration():
+    masks = RandomGenerator(VOCABULARY, NegativesConfig(ratios=(0.5, 1.0)))
+    rows = {"q": FileRow(("a <mask>", "<mask> <mask>"), ("a cup", "the cup"))}
+    generator = FileGenerator(rows, masks)
+    assert generator.levels(GRID[0], qid="q") == masks.levels(GRID[0], qid="q")
 
 
 def test_no_word_of_the_kind_leaves_this_and_higher_levels_empty():
     words = tagged("the/DT man/NN opens/VBZ=open a/DT door/NN gladly/RB ./.")
     levels = ((2,), (2, 5), (2, 5, 4))
-    first, second, third = make("corpus").propose(words, levels, qid="q", attempts=FIRST)
+    first, second, third = make("corpus").propose(words, levels, qid="q", refused=FIRST)
     assert first is not None
     assert second is None
     assert third is None
@@ -157,15 +198,15 @@ def test_no_word_of_the_kind_leaves_this_and_higher_levels_empty():
 def test_articles_follow_only_where_the_vocabulary_has_both():
     words = GRID[0]
     levels = ((2,), (2, 4), (2, 4, 7))
-    texts = [
-        make("random").propose(words, levels, qid=str(i), attempts=FIRST)[1] for i in range(30)
-    ]
+    texts = [make("random").propose(words, levels, qid=str(i), refused=FIRST)[1] for i in range(30)]
     assert any(" an apple" in text for text in texts)
     assert not any(" a apple" in text for text in texts)
     only_a = [tuple(replace(w, text="a") if w.text == "an" else w for w in c) for c in GRID]
     vocabulary, _ = counted(only_a)
     texts = [
-        RandomGenerator(vocabulary, seed=0).propose(words, levels, qid=str(i), attempts=FIRST)[1]
+        RandomGenerator(vocabulary, NegativesConfig()).propose(
+            words, levels, qid=str(i), refused=FIRST
+        )[1]
         for i in range(30)
     ]
     assert any(" a apple" in text for text in texts)
@@ -185,9 +226,9 @@ KITCHEN = [
 def test_corpus_prefers_the_company_a_word_keeps():
     vocabulary, neighbours = counted(KITCHEN)
     words = KITCHEN[0]
-    generator = CorpusGenerator(vocabulary, neighbours, seed=0)
+    generator = CorpusGenerator(vocabulary, neighbours, NegativesConfig())
     drawn = Counter(
-        generator.propose(words, ((2,), (2, 4)), qid=str(i), attempts=(0, 0)) for i in range(200)
+        generator.propose(words, ((2,), (2, 4)), qid=str(i), refused=FIRST) for i in range(200)
     )
     fitting = sum(n for (first, _), n in drawn.items() if first.split()[2] in ("paints", "closes"))
     assert fitting >= 190
@@ -197,7 +238,7 @@ def test_corpus_prefers_the_company_a_word_keeps():
 
 def test_corpus_weights_are_those_of_its_equation():
     vocabulary, neighbours = counted(KITCHEN)
-    generator = CorpusGenerator(vocabulary, neighbours, seed=0)
+    generator = CorpusGenerator(vocabulary, neighbours, NegativesConfig())
     words, slot, unknown = KITCHEN[0], 2, frozenset()
     candidates = Candidates(vocabulary, ("VERB", "VBZ"))
     g = CorpusGenerator
