@@ -20,6 +20,7 @@ from shine.config import NegativesConfig
 from shine.data.annotations import normalized
 from shine.language.lexicon import is_person, same_meaning
 from shine.language.masking import is_content, mask_levels, masked_slots, recompose
+from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Context, Neighbours, contexts
 from shine.language.tagging import Word
 from shine.language.vocabulary import Entry, Kind, Vocabulary
@@ -32,14 +33,6 @@ _MIN_COUNT: Final = 3
 _ENOUGH: Final = 8  # candidates; a kind with fewer usual ones takes the others in
 _MAX_CACHED: Final = 20_000  # contexts
 _MAX_RANK: Final = 64  # more attempts than a level gets
-
-
-@dataclass(frozen=True, slots=True)
-class FileRow:
-    """What a file of negatives says of a query, least altered first."""
-
-    masked_queries: tuple[str, ...]  # empty where the file has none
-    recomposed_queries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,22 +343,22 @@ class FileGenerator:
     A caption without masks that fit it gets those of `masks`, and then most likely a verdict.
 
     Args:
-        rows: masked and recomposed queries by query id.
+        rows: by query id.
         masks: chooses slots where the file has none.
     """
 
     name = "file"
 
-    def __init__(self, rows: Mapping[str, FileRow], masks: Generator):
+    def __init__(self, rows: Mapping[str, HardNegatives], masks: Generator):
         self._rows = rows
         self._masks = masks
 
     def levels(self, words: Sequence[Word], *, qid: str) -> Levels:
         """See `Generator`."""
         own = self._masks.levels(words, qid=qid)
-        if (row := self._rows.get(qid)) is None or len(row.masked_queries) != len(own):
+        if (row := self._rows.get(qid)) is None or len(row.masked) != len(own):
             return own
-        slots = [masked_slots(words, masked) for masked in row.masked_queries]
+        slots = [masked_slots(words, masked) for masked in row.masked]
         return own if None in slots else [level for level in slots if level is not None]
 
     def propose(
@@ -373,7 +366,7 @@ class FileGenerator:
     ) -> tuple[str | None, ...]:
         """See `Generator`."""
         row = self._rows.get(qid)
-        offered = () if row is None else row.recomposed_queries
+        offered = () if row is None else row.queries
         said = {level for round_ in refused for level in round_}
         return tuple(
             offered[level] if level < len(offered) and level not in said else None

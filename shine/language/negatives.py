@@ -4,10 +4,11 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from shine.errors import InputError
 FORMAT: Final = "shine-negatives-1"
 _METADATA: Final = b"shine"
 _ROW_GROUP: Final = 8192  # rows
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,16 @@ class NegativeRecord:
     recomposed_queries: list[str]  # "" where the generator had nothing
     valid: list[bool]
     source: list[str]  # the generator
+    attempts: list[int]  # sentences that were proposed for the level
     reasons: list[str]  # why a level is invalid; "" where it is valid
+    refused: list[str]  # why the sentences before were not taken; "" where there were none
     tagger: str  # name and version
     seed: int
+    # What the row cost. Of rows that share a request, the first one of the file bears it.
+    requests: list[str]  # keys of the answers that its sentences were made of
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float
 
 
 SCHEMA: Final = pa.schema(
@@ -45,9 +54,15 @@ SCHEMA: Final = pa.schema(
         ("recomposed_queries", pa.list_(pa.string())),
         ("valid", pa.list_(pa.bool_())),
         ("source", pa.list_(pa.string())),
+        ("attempts", pa.list_(pa.int64())),
         ("reasons", pa.list_(pa.string())),
+        ("refused", pa.list_(pa.string())),
         ("tagger", pa.string()),
         ("seed", pa.int64()),
+        ("requests", pa.list_(pa.string())),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("dollars", pa.float64()),
     ]
 )
 
@@ -59,6 +74,7 @@ class HardNegatives:
     queries: tuple[str, ...]
     valid: tuple[bool, ...]  # an invalid level takes no part in a loss
     source: tuple[str, ...]  # the generator of each level
+    masked: tuple[str, ...] = ()  # the query with the masks of each level, where they are known
 
 
 def write_negatives(
@@ -73,15 +89,47 @@ def write_negatives(
     """
     note = json.dumps({"format": FORMAT, **metadata}, sort_keys=True).encode()
     schema = SCHEMA.with_metadata({_METADATA: note})
-    part = path.with_name(path.name + ".part")
     rest = iter(records)
+    with (
+        _replacing(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
+        while group := [asdict(record) for record in islice(rest, _ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def write_field_jsonl(path: Path, records: Iterable[NegativeRecord], annotations: Path) -> None:
+    """`path` is the annotation file with `masked_queries` and `recomposed_queries` in every line.
+
+    So published programs read it; what is known of each level (`valid`, `source`, `attempts`,
+    `reasons`) stands beside them. A reader never sees half of the file.
+
+    Args:
+        path: the file; an older one is replaced at the end.
+        records: one per line of the annotation file, in its order.
+        annotations: the annotation file.
+    """
+    lines = read_records(annotations, "annotations")
+    with _replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        for (_, line), record in zip(lines, records, strict=True):
+            file.write(json.dumps({**line, **_field_values(record)}) + "\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which is `path` at the end unless something fails."""
+    part = path.with_name(path.name + ".part")
     try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            while group := [asdict(record) for record in islice(rest, _ROW_GROUP)]:
-                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _field_values(record: NegativeRecord) -> dict[str, Any]:
+    """What a line of the field's jsonl says of a query's negatives, and whether they are valid."""
+    names = ("masked_queries", "recomposed_queries", "valid", "source", "attempts", "reasons")
+    return {name: getattr(record, name) for name in names}
 
 
 def read_negatives(path: str | Path) -> dict[str, HardNegatives]:
@@ -90,8 +138,8 @@ def read_negatives(path: str | Path) -> dict[str, HardNegatives]:
     Args:
         path: a Parquet file of `shine negatives generate`, a folder of such files, or JSON Lines of
             the field with `qid`, `vid`, `query` and `recomposed_queries`. Levels of the latter are
-            valid unless they are empty, hold a placeholder, or equal the query, another query of
-            the video or a lower level.
+            valid as its list `valid` says, and without one unless they are empty, hold a
+            placeholder, or equal the query, another query of the video or a lower level.
 
     Raises:
         InputError: the file is missing, malformed or without negatives, or a query id occurs twice.
@@ -113,7 +161,7 @@ def read_negatives(path: str | Path) -> dict[str, HardNegatives]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
     """(place, query id, negatives) of every row of a Parquet file or of a folder of them."""
-    columns = ["qid", "recomposed_queries", "valid", "source"]
+    columns = ["qid", "recomposed_queries", "valid", "source", "masked_queries"]
     for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         with _open_parquet(part) as file:
             found = {field.name: field.type for field in file.schema_arrow}
@@ -129,7 +177,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
                     if row["qid"] is None or len(set(map(len, levels))) > 1:
                         raise InputError(
                             f"{part}, query {row['qid']}: expected an id and as many values in "
-                            f"valid and source as in recomposed_queries, got "
+                            f"{', '.join(columns[2:])} as in {columns[1]}, got "
                             f"{', '.join(str(len(level)) for level in levels)}"
                         )
                     yield str(part), row["qid"], HardNegatives(*levels)
@@ -153,9 +201,35 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, HardNegatives]]:
         told[row["vid"]].add(normalized(row["query"]))
     for where, row in rows:
         if queries := tuple(row.get("recomposed_queries") or ()):
-            valid = _plainly_valid(queries, told[row["vid"]])
-            source = (str(row.get("source", "file")),) * len(queries)
-            yield where, str(row["qid"]), HardNegatives(queries, valid, source)
+            valid = _per_level(row, "valid", bool, len(queries), where)
+            source = _per_level(row, "source", str, len(queries), where)
+            yield (
+                where,
+                str(row["qid"]),
+                HardNegatives(
+                    queries,
+                    valid or _plainly_valid(queries, told[row["vid"]]),
+                    source or ("file",) * len(queries),
+                    _per_level(row, "masked_queries", str, len(queries), where),
+                ),
+            )
+
+
+def _per_level(
+    row: dict[str, Any], name: str, kind: type[Value], num_levels: int, where: str
+) -> tuple[Value, ...]:
+    """What a line says of each level, or of all at once; nothing where it is silent."""
+    values: Any = row.get(name) or []
+    if isinstance(values, str):
+        values = [values] * num_levels
+    if not isinstance(values, list):
+        values = [values]
+    if values and (len(values) != num_levels or not all(isinstance(v, kind) for v in values)):
+        raise InputError(
+            f"{where}: expected {name} as a list with one {kind.__name__} per recomposed query, "
+            f"got {values!r}"
+        )
+    return tuple(values)
 
 
 def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:

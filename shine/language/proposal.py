@@ -8,12 +8,12 @@ from shine.config import NegativesConfig
 from shine.language.generators import (
     CorpusGenerator,
     FileGenerator,
-    FileRow,
     Generator,
     Levels,
     RandomGenerator,
     Refusal,
 )
+from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Neighbours
 from shine.language.tagging import Word
 from shine.language.validation import TOO_SHORT, Judge
@@ -41,7 +41,7 @@ def build_generators(
     *,
     tagger: str,
     answers: KnownAnswers | None = None,
-    rows: Mapping[str, FileRow] | None = None,
+    rows: Mapping[str, HardNegatives] | None = None,
 ) -> tuple[Generator, ...]:
     """The generator that the configuration names, and the one that its failures are left to.
 

@@ -13,11 +13,11 @@ from shine.language.generators import (
     Candidates,
     CorpusGenerator,
     FileGenerator,
-    FileRow,
     RandomGenerator,
     Refusal,
 )
 from shine.language.masking import mask_levels
+from shine.language.negatives import HardNegatives
 from shine.language.neighbours import contexts
 from shine.language.proposal import build_generators
 from shine.language.validation import read_fills
@@ -158,9 +158,17 @@ def test_slots_are_words_that_something_can_replace():
 
 
 ROWS = {
-    "q": FileRow(
-        ("the person <mask> a door on the table.", "the person <mask> a <mask> on the table."),
-        ("the person closes a door on the table.", "the person closes a box on the table."),
+    "q": HardNegatives(
+        queries=(
+            "the person closes a door on the table.",
+            "the person closes a box on the table.",
+        ),
+        valid=(True, True),
+        source=("file", "file"),
+        masked=(
+            "the person <mask> a door on the table.",
+            "the person <mask> a <mask> on the table.",
+        ),
     )
 }
 
@@ -172,16 +180,16 @@ def test_a_file_is_proposed_with_its_own_masks():
     words = GRID[0]
     levels = generator.levels(words, qid="q")
     assert levels == [(2,), (2, 4)]
-    assert generator.propose(words, levels, qid="q", refused=()) == ROWS["q"].recomposed_queries
+    assert generator.propose(words, levels, qid="q", refused=()) == ROWS["q"].queries
     again = generator.propose(words, levels, qid="q", refused=refusals(0, 1))
-    assert again == (ROWS["q"].recomposed_queries[0], None)
+    assert again == (ROWS["q"].queries[0], None)
     assert generator.levels(words, qid="other") == masks.levels(words, qid="other")
     assert generator.propose(words, levels, qid="other", refused=()) == (None, None)
 
 
 def test_masks_that_do_not_fit_the_caption_are_those_of_the_configuration():
     masks = RandomGenerator(VOCABULARY, NegativesConfig(ratios=(0.5, 1.0)))
-    rows = {"q": FileRow(("a <mask>", "<mask> <mask>"), ("a cup", "the cup"))}
+    rows = {"q": replace(ROWS["q"], masked=("a <mask>", "<mask> <mask>"))}
     generator = FileGenerator(rows, masks)
     assert generator.levels(GRID[0], qid="q") == masks.levels(GRID[0], qid="q")
 

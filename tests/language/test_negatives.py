@@ -15,6 +15,7 @@ from shine.language.negatives import (
     HardNegatives,
     NegativeRecord,
     read_negatives,
+    write_field_jsonl,
     write_negatives,
 )
 
@@ -31,12 +32,19 @@ def record_fields(draw):
         levels = draw(st.integers(0, 4))
         lists = {
             name: draw(st.lists(texts, min_size=levels, max_size=levels))
-            for name in ("masked_queries", "recomposed_queries", "source", "reasons")
+            for name in ("masked_queries", "recomposed_queries", "source", "reasons", "refused")
         }
+        lists["attempts"] = draw(st.lists(st.integers(0, 9), min_size=levels, max_size=levels))
         valid = draw(st.lists(st.booleans(), min_size=levels, max_size=levels))
         one = {"qid": qid, "vid": draw(texts), "query": draw(texts), "tagger": "shine 1"}
+        cost = {
+            "requests": draw(st.lists(texts, max_size=2)),
+            "prompt_tokens": draw(st.integers(0, 9000)),
+            "completion_tokens": draw(st.integers(0, 9000)),
+            "dollars": draw(st.floats(0, 1)),
+        }
         rows.append(
-            {**one, **lists, "valid": valid, "seed": draw(st.integers(-(2**63), 2**63 - 1))}
+            {**one, **cost, **lists, "valid": valid, "seed": draw(st.integers(-(2**63), 2**63 - 1))}
         )
     return rows
 
@@ -51,9 +59,15 @@ def record(qid, *recomposed):
         recomposed_queries=list(recomposed),
         valid=[True] * count,
         source=["corpus"] * count,
+        attempts=[1] * count,
         reasons=[""] * count,
+        refused=[""] * count,
         tagger="shine 1",
         seed=0,
+        requests=[],
+        prompt_tokens=0,
+        completion_tokens=0,
+        dollars=0.0,
     )
 
 
@@ -72,7 +86,12 @@ def test_records_read_back_as_written(tmp_path_factory, fields):
         "ratios": [0.5],
     }
     assert read_negatives(path) == {
-        row.qid: HardNegatives(tuple(row.recomposed_queries), tuple(row.valid), tuple(row.source))
+        row.qid: HardNegatives(
+            tuple(row.recomposed_queries),
+            tuple(row.valid),
+            tuple(row.source),
+            tuple(row.masked_queries),
+        )
         for row in rows
     }
 
@@ -110,6 +129,38 @@ def test_a_folder_of_files_reads_as_one(tmp_path):
     write_negatives(tmp_path / "3.parquet", [record("b", "z")], {})
     with pytest.raises(InputError, match=r"3\.parquet: query id 'b' occurs twice"):
         read_negatives(tmp_path)
+
+
+def test_the_fields_jsonl_keeps_what_the_annotations_say_and_reads_back(tmp_path):
+    source = lines(
+        tmp_path / "train.jsonl",
+        {**row("q1", "a person opens a door."), "duration": 9.5, "relevant_windows": [[0, 4]]},
+        {**row("q2", "a person opens a box."), "duration": 8, "other": "kept"},
+    )
+    one, two = record("q1", "a person closes a door."), record("q2", "x", "")
+    two.valid[1] = False
+    out = tmp_path / "negatives.jsonl"
+    write_field_jsonl(out, [one, two], source)
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert first["duration"] == 9.5
+    assert first["relevant_windows"] == [[0, 4]]
+    assert first["masked_queries"] == ["a person <mask> a door."]
+    assert first["recomposed_queries"] == ["a person closes a door."]
+    assert (second["other"], second["valid"]) == ("kept", [True, False])
+    found = read_negatives(out)
+    assert found["q1"].queries == ("a person closes a door.",)
+    assert found["q2"].valid == (True, False)
+    assert found["q2"].source == ("corpus", "corpus")
+    with pytest.raises(ValueError, match="shorter"):
+        write_field_jsonl(out, [one], source)
+    assert len(out.read_text().splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["negatives.jsonl", "train.jsonl"]
+
+
+def test_a_line_must_speak_of_every_level(tmp_path):
+    path = lines(tmp_path / "n.jsonl", row("a", "q", "x", "y", valid=[True]))
+    with pytest.raises(InputError, match="line 1: expected valid as a list with one bool per"):
+        read_negatives(path)
 
 
 def lines(path, *rows):
