@@ -31,7 +31,26 @@ _COMPONENTS: Final = ("tok2vec", "transformer", "tagger", "morphologizer", "attr
 _PIECE: Final = 1000  # characters
 _RUN: Final = 200
 _INFLECTED: Final = {"NOUN": "NOUN", "PROPN": "NOUN", "VERB": "VERB", "AUX": "AUX", "ADJ": "ADJ"}
-_SURROGATES: Final = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
+# What the pipeline sees, character by character: a stand-in for what is no character, blanks for
+# what nobody sees (zero width, direction of writing), plain letters for those of full width.
+_INVISIBLE: Final = (0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), 0x2060, 0xFEFF)
+_ISOLATES: Final = range(0x2066, 0x206A)
+_SEEN: Final = {
+    **dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"),
+    **dict.fromkeys((*_INVISIBLE, *_ISOLATES), " "),
+    **{wide: chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)},
+}
+_CLASSES: Final = {"VERB": "V", "NOUN": "N", "ADJ": "J", "ADV": "R"}  # starts of their Penn tags
+# (taken for, is): mistakes that one look into a dictionary corrects.
+_MISTAKEN: Final = {("NOUN", "VERB"), ("VERB", "NOUN"), ("ADV", "NOUN"), ("VERB", "ADJ")}
+# "A striped sofa": a participle between a determiner (its tag) and a noun says how that is.
+_ATTRIBUTIVE: Final = {(tag, "NOUN") for tag in ("DT", "PRP$", "JJ")}
+_TAGS: Final = {
+    "VERB": ("VBZ", "VBG", "VBD", "VBN", "VB"),
+    "NOUN": ("NN", "NNS"),
+    "ADJ": ("JJ", "JJR", "JJS"),
+    "ADV": ("RB",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +58,7 @@ class Word:
     """One word as it stands in its caption, and what it is there.
 
     White space at the start of a caption follows no word; it belongs to one with an empty text.
+    Characters that nobody sees between words (of zero width, marks of direction) count as such.
     """
 
     text: str  # as written
@@ -77,7 +97,7 @@ class Tagger:
         # What spaCy remembers of new words is freed with the zone: memory stays level over
         # millions of captions. Only plain strings leave it.
         with self.nlp.memory_zone():
-            docs = self.nlp.pipe((p.translate(_SURROGATES) for p in chain(*pieces)), batch_size=256)
+            docs = self.nlp.pipe((p.translate(_SEEN) for p in chain(*pieces)), batch_size=256)
             return [tuple(chain(*(_words(p, next(docs)) for p in parts))) for parts in pieces]
 
 
@@ -169,12 +189,47 @@ def _words(text: str, doc: Doc) -> Iterator[Word]:
     starts = [*(token.idx for token in tokens), len(text)]
     if starts[0] > 0:
         yield Word("", text[: starts[0]], "SPACE", "_SP", "")
-    for token, following in zip(tokens, starts[1:], strict=True):
+    kinds = [_kind(token.text.lower(), token.pos_, token.tag_) for token in tokens]
+    for i, token in enumerate(tokens):
         end = token.idx + len(token)
-        form, tag = text[token.idx : end], token.tag_
-        # Universal Dependencies has no particles of verbs: "on" of "turn on" is an adposition.
-        pos = "ADP" if tag == "RP" else token.pos_
-        yield Word(form, text[end:following], pos, tag, _lemma(form.lower(), pos, tag))
+        pos, tag = kinds[i]
+        form = token.text.lower()
+        lemma = _lemma(form, pos, tag)
+        between = 0 < i < len(tokens) - 1 and (kinds[i - 1][1], kinds[i + 1][0])
+        if tag in ("VBN", "VBD") and between in _ATTRIBUTIVE:
+            pos, tag, lemma = "ADJ", "JJ", form
+        yield Word(text[token.idx : end], text[end : starts[i + 1]], pos, tag, lemma)
+
+
+@lru_cache(maxsize=1 << 16)
+def _kind(form: str, pos: str, tag: str) -> tuple[str, str]:
+    """Part of speech and Penn tag, put right where a dictionary rules out what the pipeline says.
+
+    Args:
+        form: the word in lower case.
+        pos: its universal part of speech according to the pipeline.
+        tag: its Penn tag according to the pipeline.
+    """
+    if tag == "RP":  # Universal Dependencies has no particles of verbs: an adposition.
+        return "ADP", tag
+    if pos not in _CLASSES or not form.isalpha() or tag == "WRB":
+        return pos, tag
+    known = set(lemminflect.getAllLemmas(form))
+    right = pos
+    if form.endswith("ly") and len(form) > 4 and known <= {"ADV"}:
+        right = "ADV"  # "lazily"
+    elif (pos, *known) in _MISTAKEN and (pos != "NOUN" or form.endswith("s")):
+        (right,) = known  # "awakens" is no noun, "entryway" no adverb
+    if right == pos and tag.startswith(_CLASSES[pos]):
+        return pos, tag
+    fits = (t for t in _TAGS[right] if right == "ADV" or form in _inflections(form, right, t))
+    return right, next(fits, _TAGS[right][0])
+
+
+def _inflections(form: str, pos: str, tag: str) -> set[str]:
+    """The forms with this tag of the lemmas that `form` may have."""
+    lemmas = lemminflect.getLemma(form, upos=pos)
+    return {found for lemma in lemmas for found in lemminflect.getInflection(lemma, tag=tag)}
 
 
 @lru_cache(maxsize=1 << 16)

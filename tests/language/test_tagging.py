@@ -168,6 +168,47 @@ def test_contractions_are_split_and_their_auxiliaries_are_no_verbs(tagger):
     assert [w.text for w in words if w.pos == "VERB"] == ["open", "laughing"]
 
 
+@pytest.mark.parametrize(
+    ("caption", "word", "pos", "tag", "lemma"),
+    [
+        ("a man lazily opening a door.", "lazily", "ADV", "RB", "lazily"),
+        ("person hastily grabs a box.", "hastily", "ADV", "RB", "hastily"),
+        ("person in a striped shirt sits down.", "striped", "ADJ", "JJ", "striped"),
+        ("person closes the opened door.", "opened", "ADJ", "JJ", "opened"),
+        ("the person opened the door.", "opened", "VERB", "VBD", "open"),
+        ("a smiling person sits.", "smiling", "VERB", "VBG", "smile"),
+        ("person another awakens wrapped in a blanket.", "awakens", "VERB", "VBZ", "awaken"),
+        ("a person awakens in their entryway holding it.", "entryway", "NOUN", "NN", "entryway"),
+    ],
+)
+def test_a_dictionary_corrects_what_it_rules_out(tagger, caption, word, pos, tag, lemma):
+    (words,) = tagger([caption])
+    found = next(w for w in words if w.text == word)
+    assert (found.pos, found.tag, found.lemma) == (pos, tag, lemma)
+
+
+PLAIN = "person opens the door"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "person\u00a0opens\u00a0the\u00a0door",
+        "person\u200b opens the\u200bdoor",
+        "\u200fperson opens \u2067the door\u2069\u200e",
+        "\ufeffperson opens the door\u202c",
+        "\uff50\uff45\uff52\uff53\uff4f\uff4e opens the \uff44\uff4f\uff4f\uff52",
+    ],
+)
+def test_characters_that_nobody_sees_change_no_tag(tagger, text):
+    wanted, found = tagger([PLAIN, text])
+    assert "".join(word.text + word.space for word in found) == text
+    told = [word for word in found if word.text]
+    kinds = [(word.pos, word.tag, word.lemma) for word in wanted]
+    assert [(word.pos, word.tag, word.lemma) for word in told] == kinds
+    assert all(word.space for word in told[:-1])
+
+
 def test_a_lemma_is_the_one_that_has_the_form():
     assert tagging._lemma("left", "VERB", "VBD") == "leave"
     assert tagging._lemma("found", "VERB", "VB") == "found"
