@@ -21,6 +21,13 @@ someone somebody male female gentleman player athlete actor actress dude fellow 
 mother father mom dad parent brother sister son daughter husband wife
 """
 
+# They tell how another verb's act begins, goes on or ends, or what somebody thinks of it.
+_LEADING: Final = """
+start begin commence initiate continue proceed keep resume go come finish stop quit cease end
+complete try attempt appear seem pretend decide want need like love hope plan intend prepare manage
+happen tend help let
+"""
+
 _VERBS: Final = """
 take grab get pick snatch seize grasp obtain retrieve fetch
 take: have use bring carry collect gather remove lift receive
@@ -438,6 +445,7 @@ def _related(*sections: str) -> dict[str, frozenset[str]]:
 
 
 _ACTORS: Final = frozenset(_PERSONS.split())
+_LEADERS: Final = frozenset(_LEADING.split())
 _NEAR: Final = {
     "VERB": _related(_VERBS),
     "NOUN": _related(_NOUNS),
@@ -451,6 +459,11 @@ _NEAR: Final = {
 def is_person(lemma: str) -> bool:
     """Whether a noun names a person and little more."""
     return lemma in _ACTORS
+
+
+def leads(lemma: str) -> bool:
+    """Whether a verb, with another after it, says little of what happens: "starts eating"."""
+    return lemma in _LEADERS
 
 
 def near_synonyms(lemma: str, pos: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ that only leads to another ("starts eating") comes after the other verbs.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, get_args
 
 from shine.config import PartOfSpeech
@@ -32,13 +32,9 @@ as of than be other another same such own then also too so again just very there
 """
 _FUNCTION: Final = frozenset(_FUNCTION_WORDS.split())
 # Verbs that can help another one, and how that one is inflected then.
-_HELPERS: Final[dict[str, tuple[str, ...]]] = {
-    "have": ("VBN", "VBD"),
-    "do": ("VB",),
-    "get": ("VBN",),
-    "see": ("VB", "VBG"),
-    "show": ("VB", "VBG"),
-}
+_REPORTS: Final = dict.fromkeys(("see", "show", "watch", "hear"), ("VB", "VBG"))
+_HELPERS: Final = {"have": ("VBN",), "do": ("VB",), "get": ("VBN",), **_REPORTS}
+_DENIALS: Final = ("n't", "n\u2019t", "not")
 _REACH: Final = 4  # words between a verb and the one it helps
 # Letters that do not sound as they are written, where "a" or "an" depends on it.
 _CONSONANT_SOUND: Final = re.compile(r"(?:uni(?!n|m)|use|usu|uti|eu|one\b|once\b|ukulele)")
@@ -47,7 +43,41 @@ _VOWEL_SOUND: Final = re.compile(r"(?:hour|honest|honou?r|heir)")
 
 def is_content(pos: str, tag: str, form: str, lemma: str) -> bool:
     """Whether such a word tells what happens: it may be replaced, and replace another."""
-    return pos in PART and tag != "WRB" and _FUNCTION.isdisjoint((form, lemma))
+    return (
+        pos in PART
+        and tag != "WRB"
+        and any(map(str.isalpha, form))
+        and _FUNCTION.isdisjoint((form, lemma))
+        and (pos, lemma) != ("VERB", "be")
+    )
+
+
+def is_auxiliary(words: Sequence[Word], index: int) -> bool:
+    """Whether a verb only helps the next one, whatever its tag: "has opened", "is seen opening"."""
+    word = words[index]
+    if word.pos != "VERB" or word.lemma not in _HELPERS:
+        return False
+    after = _next_verb(words, index)
+    if word.lemma in _REPORTS:
+        return after is not None and word.tag == "VBN" and words[after].tag in _REPORTS[word.lemma]
+    between = words[index + 1 : after]
+    if word.lemma == "do" and any(other.lemma in _DENIALS for other in between[:1]):
+        return True
+    return (
+        after is not None
+        and words[after].tag in _HELPERS[word.lemma]
+        and all(other.tag != "TO" for other in between)
+    )
+
+
+def _next_verb(words: Sequence[Word], index: int) -> int | None:
+    """The verb that follows with nothing but adverbs, auxiliaries and "to" between."""
+    for i in range(index + 1, min(index + 1 + _REACH, len(words))):
+        if words[i].pos == "VERB":
+            return i
+        if words[i].pos not in ("ADV", "AUX", "PART") and words[i].tag != "RP":
+            break
+    return None
 
 
 def maskable(
@@ -60,9 +90,8 @@ def maskable(
 
     Words written together with others ("book/laptop", "half-eaten") stay, and so do auxiliaries,
     determiners, pronouns, numbers, signs and function words. In a caption that holds `<mask>`
-    itself nothing can be masked. Persons ("person", "man") are added at the
-    end, from left to right, as long as fewer than `least` words were found: who acts rarely tells
-    moments apart.
+    itself nothing can be masked. Persons ("person", "man") are added at the end, from left to
+    right, as long as fewer than `least` words were found: who acts rarely tells moments apart.
 
     Args:
         words: a tagged caption.
@@ -70,19 +99,30 @@ def maskable(
         replaceable: False for words that nothing is known to replace.
         parts: which parts of speech may be masked.
     """
+    if MASK in "".join(word.text + word.space for word in words):
+        return ()
     content = [
         i
         for i in apart(words)
         if is_content(words[i].pos, words[i].tag, words[i].text.lower(), words[i].lemma)
         and PART[words[i].pos] in parts
+        and not is_auxiliary(words, i)
         and replaceable(words[i])
     ]
-    persons = [i for i in content if is_person(words[i].lemma)]
-    others = sorted(
-        (i for i in content if not is_person(words[i].lemma)),
-        key=lambda i: PARTS.index(PART[words[i].pos]),
-    )
-    return (*others, *persons[: max(0, least - len(others))])
+    num_others = sum(not is_person(words[i].lemma) for i in content)
+    return _in_order(words, content)[: max(num_others, least)]
+
+
+def _in_order(words: Sequence[Word], slots: Iterable[int]) -> tuple[int, ...]:
+    """Slots in the order of masking, persons last."""
+
+    def rank(slot: int) -> tuple[bool, int, bool]:
+        word = words[slot]
+        part = PARTS.index(PART.get(word.pos, PARTS[-1]))
+        leading = word.pos == "VERB" and leads(word.lemma) and _next_verb(words, slot) is not None
+        return is_person(word.lemma), part, leading
+
+    return tuple(sorted(slots, key=rank))
 
 
 def apart(words: Sequence[Word]) -> list[int]:
@@ -170,8 +210,7 @@ def masked_slots(words: Sequence[Word], masked: str) -> tuple[int, ...] | None:
         if not masked.startswith(word.space, at):
             return None
         at += len(word.space)
-    ranked = sorted(slots, key=lambda i: PARTS.index(PART.get(words[i].pos, PARTS[-1])))
-    return tuple(ranked) if at == len(masked) else None
+    return _in_order(words, slots) if at == len(masked) else None
 
 
 def recompose(words: Sequence[Word], fills: Mapping[int, str], *, agree: bool = True) -> str:

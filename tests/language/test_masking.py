@@ -1,4 +1,5 @@
 from dataclasses import replace
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -10,10 +11,13 @@ from shine.language.masking import (
     article,
     level_sizes,
     mask_levels,
+    maskable,
     masked_query,
+    masked_slots,
     recompose,
+    released_sizes,
 )
-from shine.language.tagging import Word
+from shine.language.tagging import Word, load_tagger
 
 RATIOS = (0.25, 0.5, 0.75)
 
@@ -32,6 +36,10 @@ def captions(draw):
 shares = st.lists(st.floats(0.01, 1.0, allow_nan=False), min_size=1, max_size=6, unique=True).map(
     lambda values: tuple(sorted(values))
 )
+
+
+def texts(words, slots):
+    return [words[slot].text for slot in slots]
 
 
 @given(captions(), shares)
@@ -70,6 +78,35 @@ def test_sizes_of_the_published_ratios(num_words, expected):
     assert level_sizes(num_words, RATIOS) == expected
 
 
+@pytest.mark.parametrize(
+    ("num_words", "expected"),
+    [
+        (0, (0, 0, 0)),
+        (1, (1, 1, 1)),
+        (2, (1, 1, 2)),
+        (3, (1, 2, 3)),
+        (4, (1, 3, 4)),
+        (5, (1, 3, 5)),
+        (6, (2, 4, 6)),
+        (7, (2, 5, 7)),
+    ],
+)
+def test_released_sizes_are_the_counts_of_the_published_file(num_words, expected):
+    """The seven rows of the specification are all that occur there."""
+    assert released_sizes(num_words) == expected
+    words = tagged("opens/VBZ=open " + "box/NN " * (num_words - 1)) if num_words else ()
+    assert tuple(map(len, mask_levels(words, "released"))) == expected
+
+
+def test_only_the_parts_that_are_asked_for_are_masked():
+    words = tagged("the/DT person/NN slowly/RB puts/VBZ=put a/DT red/JJ book/NN on/IN it/DT ./.")
+    assert texts(words, maskable(words, parts=("verb", "noun"))) == ["puts", "book"]
+    assert texts(words, maskable(words, parts=("adverb", "preposition"))) == ["on", "slowly"]
+    # A person is a noun: without nouns it cannot help a short caption.
+    assert texts(words, maskable(words, 9, parts=("verb",))) == ["puts"]
+    assert texts(words, maskable(words, 9, parts=("verb", "noun"))) == ["puts", "book", "person"]
+
+
 def test_slots_come_in_the_order_verb_noun_adjective_preposition_adverb():
     words = tagged(
         "the/DT person/NN slowly/RB puts/VBZ=put a/DT red/JJ book/NN under/IN his/PRP$ bed/NN ./."
@@ -95,6 +132,67 @@ def test_words_that_carry_no_action_stay(caption, expected):
     assert [
         words[slot].text for slot in mask_levels(words, (0.2, 0.4, 1.0))[-1]
     ] == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        # What a person starts to do tells more than that it is started.
+        ("person/NN starts/VBZ=start eating/VBG=eat food/NN", "eating starts food"),
+        ("person/NN starts/VBZ=start to/TO eat/VBG=eat food/NN", "eat starts food"),
+        ("person/NN goes/VBZ=go to/IN the/DT door/NN", "goes door to"),
+        ("person/NN starts/VBZ=start the/DT car/NN", "starts car"),
+        # What helps another verb is no slot, whatever its tag.
+        ("person/NN is/VBZ=be holding/VBG=hold it/DT", "holding"),
+        ("person/NN is/VBZ=be in/IN bed/NN", "bed in"),
+        ("person/NN has/VBZ=have opened/VBN=open it/DT", "opened"),
+        ("person/NN has/VBZ=have a/DT towel/NN", "has towel"),
+        ("person/NN does/VBZ=do not/CC open/VBZ=open it/DT", "open"),
+        ("person/NN does/VBZ=do laundry/NN", "does laundry"),
+        ("person/NN gets/VBZ=get dressed/VBN=dress", "dressed"),
+        ("person/NN is/AUX=be seen/VBN=see opening/VBG=open it/DT", "opening"),
+        ("a/DT 2/NN opens/VBZ=open 👋/NN", "opens"),
+    ],
+)
+def test_verbs_that_say_little_are_last_or_stay(caption, expected):
+    words = [
+        replace(word, tag="VBN" if word.text in ("opened", "dressed", "seen") else word.tag)
+        for word in tagged(caption.replace("/VBN", "/VBZ"))
+    ]
+    assert texts(words, maskable(words)) == expected.split()
+
+
+def test_a_caption_that_holds_a_mask_has_no_slots():
+    words = load_tagger()(["person <mask> the door of a red car."])[0]
+    assert mask_levels(words, RATIOS) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("caption", "masked"),
+    [
+        ("a person turns on the light.", "a person <mask> <mask> the <mask>."),
+        ("person puts down the book/laptop.", "<mask> <mask> <mask> the book/laptop."),
+        ("a man eats a half-eaten sandwich.", "a <mask> <mask> a half-eaten <mask>."),
+        ("a man in a t-shirt sits.", "a <mask> <mask> a t-shirt <mask>."),
+        ("person enters the living room.", "person <mask> the <mask> <mask>."),
+        ("a cell phone rings.", "a <mask> <mask> <mask>."),
+        ("a person doesn't open the person's bag.", "a <mask> doesn't <mask> the person's <mask>."),
+        ("they're eating food.", "they're <mask> <mask>."),
+        ("she's gonna eat food.", "she's gonna <mask> <mask>."),
+        ("A person can OPEN 2 boxes.", "A <mask> can <mask> 2 <mask>."),
+        ("person\u00a0opens\u200b the\u3000door.", "<mask>\u00a0<mask>\u200b the\u3000<mask>."),
+        ("\u200fperson opens the door\u200f.", "\u200f<mask> <mask> the <mask>\u200f."),
+        ("person 👋🏽 opens the cafe\u0301 door.", "person 👋🏽 <mask> the <mask> <mask>."),
+        ("", ""),
+        ("...!?", "...!?"),
+        (" \n", " \n"),
+    ],
+)
+def test_captions_of_every_kind_are_masked_at_whole_words(caption, masked):
+    words = load_tagger("shine")([caption])[0]
+    levels = mask_levels(words, (0.2, 0.6, 1.0))
+    assert masked_query(words, levels[-1]) == masked
+    assert masked_slots(words, masked) == levels[-1]
 
 
 def test_words_that_nothing_can_replace_are_passed_over():
@@ -190,6 +288,19 @@ def test_a_caption_of_100_kb_is_masked():
     levels = mask_levels(words, RATIOS)
     assert [len(level) for level in levels] == [2500, 5000, 7500]
     assert masked_query(words, levels[-1]).count(MASK) == 7500
+
+
+@pytest.mark.parametrize("caption", [OPENS, tagged("door/NN"), tagged("starts/VBZ=start"), ()])
+def test_time_grows_with_the_length_of_a_caption_and_not_with_its_square(caption):
+    def seconds(copies):
+        words = tuple(replace(word, space=" ") for word in caption) * copies
+        start = process_time()
+        levels = mask_levels(words, RATIOS)
+        masked_slots(words, masked_query(words, levels[-1]))
+        return process_time() - start
+
+    once, eightfold = seconds(500), seconds(4000)
+    assert eightfold < 32 * once + 0.2
 
 
 def test_the_grid_masks_verb_then_thing_then_place():
