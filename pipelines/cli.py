@@ -213,6 +213,38 @@ def evaluate(
 
 
 @app.command()
+def ablate(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    out: OutFolder = Path("runs/ablation"),
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each variant.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Train and evaluate every part of SHINE, and every kind of negatives, with several seeds.
+
+    Runs are trained in this process unless train.num_workers is set. The same command continues
+    one that was stopped, and repeats what failed.
+
+    Example: shine ablate --config configs/world_shine.yaml --out runs/ablation train.epochs=10
+    """
+    from pipelines.ablate import PAGE_FILE, run_ablation, splits, table
+    from pipelines.console import grid, tracked
+
+    settings = load_settings(config, overrides)
+    with tracked("ablation") as tracker:
+        result = run_ablation(settings, out, num_seeds=seeds, on_progress=tracker.update)
+    tables = [grid(title, table(result, split)) for split, title in splits(result).items()]
+    note = f"simulated: {result['simulated']}" if result["simulated"] else ""
+    _show(result, as_json, *tables, note, f"The same as a page: {out / PAGE_FILE}")
+    if failures := result["failures"]:
+        first = failures[0]
+        raise RuntimeError(
+            f"{len(failures)} of {len(result['variants']) * seeds} runs failed, the first, "
+            f"{first['variant']} with seed {first['seed']}, because: {first['error']}"
+        )
+
+
+@app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     video: Annotated[
@@ -391,6 +423,73 @@ def negatives_generate(
             on_progress=tracker.update,
         )
     _show(summary, as_json, f"{out}: {json.dumps(summary)}")
+
+
+@negatives.command("audit")
+def negatives_audit(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Negatives, JSON Lines or Parquet.")
+    ],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(help="Training captions; without any, each file's own queries."),
+    ] = None,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(help="Test queries, to see what the negatives show of them."),
+    ] = None,
+    tagger: Annotated[str, typer.Option(help="Pipeline that reads verbs and nouns.")] = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for a page and JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what is wrong with hard negatives, ours or anyone's; several files side by side.
+
+    Example: shine negatives audit negatives.parquet --train train.jsonl --test novel_word.jsonl
+    """
+    from pipelines.console import audit_lines, tracked
+    from shine.audit_page import write_audit
+    from shine.language.audit import Models, audit
+    from shine.language.tagging import load_tagger
+
+    pairs = load_tagger(tagger) if test else None
+    models, audits = Models(), []
+    with tracked("audit") as tracker:
+        for number, file in enumerate(files):
+            audits.append(
+                audit(
+                    file,
+                    train=train or (),
+                    tests=test or (),
+                    tagger=pairs,
+                    models=models,
+                    on_progress=lambda note, number=number, file=file: tracker.update(
+                        number, len(files), f"{file.name}: {note}"
+                    ),
+                )
+            )
+        tracker.update(len(files), len(files))
+    page = "" if out is None else f"Open {write_audit(audits, out)} in a browser."
+    _show({"audits": audits}, as_json, *audit_lines(audits), page)
+
+
+@negatives.command("show")
+def negatives_show(
+    file: Annotated[Path, typer.Argument(help="Negatives, JSON Lines or Parquet.")],
+    qid: Annotated[str, typer.Argument(help="Id of the query.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print a query with its levels: what was masked, what stands there, and the verdicts.
+
+    Example: shine negatives show negatives.parquet IGDIE_train_0
+    """
+    from dataclasses import asdict
+
+    from pipelines.console import negative_lines
+    from shine.language.audit import DEFECTS, find_row, row_defects
+
+    row = find_row(file, qid)
+    wrong = [[d.text for d in DEFECTS if d.key in keys] for keys in row_defects(row)]
+    _show({**asdict(row), "wrong": wrong}, as_json, *negative_lines(row, wrong))
 
 
 @checkpoint.command("import")

@@ -22,6 +22,8 @@ from shine.metrics.figures import BUCKETS
 from shine.metrics.recall import METRICS
 
 if TYPE_CHECKING:  # the package starts without torch
+    from shine.audit_tables import Audit
+    from shine.language.audit import Row
     from shine.retrieval import Answer
 
 results = Console()  # what a command was asked for
@@ -147,6 +149,60 @@ def file_table(evaluation: Mapping[str, Any]) -> Table:
             value, low, high = (100 * figure[end] for end in ("value", "low", "high"))
             table.add_row(name, f"{value:.2f}", f"{low:.2f} to {high:.2f}")
     return table
+
+
+def audit_lines(audits: Sequence["Audit"]) -> list[RenderableType]:
+    """What audits of hard negatives counted, files side by side, and how."""
+    from shine.audit_tables import audit_notes, audit_tables
+
+    lines: list[RenderableType] = []
+    for found in audit_tables(audits):
+        table = Table(title=found.title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for heading in found.headings:
+            table.add_column(heading, justify="right")
+        for group in found.groups:
+            if group.name:
+                table.add_row(Text(group.name, style="bold"))
+            for line in group.lines:
+                cells = [
+                    cell.text
+                    if cell.share is None or "%" in cell.text
+                    else f"{cell.text} ({100 * cell.share:.1f} %)"
+                    for cell in line.cells
+                ]
+                table.add_row(Text(line.name), *map(Text, cells))
+            table.add_section()
+        lines += ["", table, Text(found.note, style="dim")]
+    return [*lines, "", *(Text(note, style="dim") for note in audit_notes(audits))]
+
+
+def negative_lines(row: "Row", wrong: Sequence[Sequence[str]]) -> list[Text]:
+    """A query and its levels: what is masked, what stands there, and the verdict.
+
+    Args:
+        row: as a file of negatives has it.
+        wrong: per level, what the row alone shows to be wrong with it.
+    """
+    from shine.pages import marked
+
+    lines = [Text(f"{row.qid}, video {row.vid}", style="dim"), Text(row.query, style="bold")]
+    for level, (negative, found) in enumerate(zip(row.negatives, wrong, strict=True)):
+        says = "not judged by the file"
+        if row.valid:
+            says = "valid" if row.valid[level] else "invalid"
+        if row.reasons and row.reasons[level]:
+            says += f": {row.reasons[level]}"
+        title = Text(f"\nlevel {level + 1}", style="bold")
+        lines.append(title.append(f", {row.source_of(level)}, {says}", style="not bold"))
+        if row.masked:
+            lines.append(Text(f"  {row.masked[level]}", style="dim"))
+        text = Text("  ")
+        for word, changed in marked(row.query, negative):
+            text.append(word, style="bold yellow" if changed else "").append(" ")
+        lines.append(text if negative else Text("  (no sentence)", style="dim"))
+        lines += [Text(f"  ! {sentence}", style="red") for sentence in found]
+    return lines
 
 
 def _percent(figure: Mapping[str, float] | None) -> str:

@@ -1,6 +1,5 @@
 """Finished runs told on one page: a single HTML file that needs nothing beside it."""
 
-import difflib
 import json
 import math
 import statistics
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shine import figures
@@ -19,6 +17,7 @@ from shine.errors import InputError
 from shine.files import write_whole
 from shine.metrics.recall import top1_iou
 from shine.metrics.summary import Comparison, Evaluation, Interval, Queries, compare
+from shine.pages import environment, marked
 
 SPLITS = {
     "test_trivial": ("Test-trivial", "new videos, pairs of words seen in training"),
@@ -112,7 +111,7 @@ def write_report(
     comparisons = [compare(loaded[0].evaluation, run.evaluation) for run in loaded[1:]]
     groups = _results(loaded, comparisons)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=title,
@@ -139,16 +138,6 @@ def write_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, page)
     return out
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("shine"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 # Reading
@@ -450,20 +439,11 @@ def _example(runs: Sequence[Run], versions: Sequence[Mapping[str, Any]]) -> dict
         "vid": one["vid"],
         "moments": one["moments"],
         "texts": [
-            {"label": text["label"], "words": _marked(one["query"], text["text"])}
+            {"label": text["label"], "words": marked(one["query"], text["text"])}
             for text in one["texts"]
         ],
         "plots": plots,
     }
-
-
-def _marked(query: str, text: str) -> list[tuple[str, bool]]:
-    """The words of `text`, each with whether it departs from the query."""
-    words = text.split()
-    keys = [[word.strip(".,!?;:\"'()").lower() for word in s.split()] for s in (query, text)]
-    blocks = difflib.SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks()
-    same = {place for block in blocks for place in range(block.b, block.b + block.size)}
-    return [(word, place not in same) for place, word in enumerate(words)]
 
 
 # Reproduction

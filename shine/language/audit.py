@@ -55,7 +55,7 @@ _MASK: Final = re.compile(r"[<\[{(]\s*mask\s*[>\]})]", re.IGNORECASE)
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _PERCENTILES: Final = (5, 25)  # of true captions, that a plausible sentence is above
 
-Progress = Callable[[str, int], None]  # what is being done, rows done
+Progress = Callable[[str], None]  # what is being done
 Words = tuple[str, ...]
 Pair = tuple[str, str]
 
@@ -198,7 +198,7 @@ def _template_defects(query: str, masked: str, text: str) -> set[str]:
     """What a negative makes of its template; words are those between white space."""
     keys: set[str] = set()
     slots = [_MASK.search(word) is not None for word in masked.split()]
-    template, said, told = ([_plain(word) for word in t.split()] for t in (masked, text, query))
+    template, said, told = ([normalized(word) for word in t.split()] for t in (masked, text, query))
     kept = [word for word, slot in zip(template, slots, strict=True) if not slot]
     if len(template) != len(told):
         keys.add("template_differs")
@@ -228,10 +228,6 @@ def _template_defects(query: str, masked: str, text: str) -> set[str]:
         if any(slot and said[place] == told[place] for place, slot in enumerate(slots)):
             keys |= {"slot_kept", "slot_kept_any"}
     return keys
-
-
-def _plain(word: str) -> str:
-    return normalized(word)
 
 
 class Captions:
@@ -383,7 +379,7 @@ def audit(
     tagger: Tagger | None = None,
     models: "Models | None" = None,
     seed: int = 0,
-    on_progress: Progress = lambda stage, done: None,
+    on_progress: Progress = lambda stage: None,
 ) -> dict[str, Any]:
     """Everything that is counted about one file of negatives, in values that JSON can hold.
 
@@ -395,11 +391,12 @@ def audit(
         models: keeps language models between files with equal captions; None leaves plausibility
             out.
         seed: of the sample that is scored and of the language models.
-        on_progress: told what is being done and the rows done.
+        on_progress: told what is being done.
 
     Raises:
         InputError: a file cannot be read or has nothing to count.
     """
+    on_progress("reading")
     captions = Captions(itertools.chain(*map(read_captions, train or [path])))
     sets = [Tests(str(test), _queries(test), tagger) for test in tests]
     finder = None
@@ -411,7 +408,7 @@ def audit(
     rows = read_rows(path)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         counting.add(chunk)
-        on_progress("counting", counting.rows)
+        on_progress(f"{counting.rows:,} rows counted")
     if not counting.rows:
         raise InputError(f"{path}: expected rows with negatives, found none")
     if not counting.levels:
@@ -639,7 +636,7 @@ def _plausibility(
     """What language models of other videos make of a sample of the rows."""
     if models is None:
         return {"plausibility": None, "plausibility_missing": "it was not asked for"}
-    on_progress("training language models", 0)
+    on_progress("training language models")
     judge = models.of(counting.captions)
     if judge is None:
         return {
@@ -651,7 +648,7 @@ def _plausibility(
         }
     rows = [row for _, _, row in sorted(counting.sample, key=lambda item: -item[1])]
     rows = [row for row in rows if normalized(row.query)]
-    on_progress("scoring", 0)
+    on_progress("judging plausibility")
     queries = [_caption(row.vid, row.query) for row in rows]
     true = judge(queries)
     shuffled = judge([_shuffled(row, seed) for row in rows])
