@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shine.data.annotations import (
     Annotation,
+    VideoIndex,
     clamp_moments,
     normalized,
     read_annotations,
@@ -116,6 +117,36 @@ def test_a_malformed_file_is_told(tmp_path, content, says):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputError, match="cannot read annotations"):
         read_annotations(tmp_path / "none.jsonl")
+
+
+@given(
+    st.lists(st.sampled_from(["v", "w", "Ü", "\u4e16"]), min_size=1, max_size=30),
+    st.sampled_from(["\n", "\r\n", "\n\n \n"]),
+)
+def test_an_index_groups_rows_by_video_as_a_whole_reading_does(tmp_path_factory, vids, ending):
+    path = tmp_path_factory.mktemp("index") / "a.jsonl"
+    records = [{**GOOD, "qid": i, "vid": vid, "query": f"é {i}"} for i, vid in enumerate(vids)]
+    lines = (json.dumps(record, ensure_ascii=False) + ending for record in records)
+    path.write_bytes("".join(lines).encode())
+    grouped = {}
+    for row, annotation in enumerate(read_annotations(path)):
+        grouped.setdefault(annotation.vid, []).append((row, annotation))
+    index = VideoIndex(path)
+    assert (len(index), index.num_videos) == (len(vids), len(grouped))
+    assert index.videos(0, len(grouped)) == list(grouped.values())
+    for number, rows in enumerate(grouped.values()):
+        assert index.videos(number, number + 1) == [rows]
+
+
+def test_an_index_refuses_what_a_whole_reading_refuses(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for content in ("", "{", json.dumps(GOOD | {"duration": -1}), f"{json.dumps(GOOD)}\n" * 2):
+        path.write_text(content)
+        with pytest.raises(InputError) as whole:
+            read_annotations(path)
+        with pytest.raises(InputError) as indexed:
+            VideoIndex(path)
+        assert str(indexed.value) == str(whole.value)
 
 
 def test_only_the_end_of_a_moment_is_clamped():
