@@ -12,7 +12,7 @@ import typer
 
 from pipelines.settings import load_settings
 from shine.config import load_section
-from shine.errors import InputError
+from shine.errors import InputError, Stopped
 
 app = typer.Typer(
     name="shine",
@@ -80,6 +80,8 @@ def main() -> None:
         raise
     except InputError as error:
         _stop(str(error), 2)
+    except Stopped as error:
+        _stop(str(error), 1)
     except Exception as error:
         if os.environ.get("SHINE_DEBUG"):
             raise
@@ -227,15 +229,14 @@ def ablate(
 
     Example: shine ablate --config configs/world_shine.yaml --out runs/ablation train.epochs=10
     """
-    from pipelines.ablate import PAGE_FILE, run_ablation, splits, table
-    from pipelines.console import grid, tracked
+    from pipelines.ablate import PAGE_FILE, run_ablation, screen_tables
+    from pipelines.console import tracked
 
     settings = load_settings(config, overrides)
     with tracked("ablation") as tracker:
         result = run_ablation(settings, out, num_seeds=seeds, on_progress=tracker.update)
-    tables = [grid(title, table(result, split)) for split, title in splits(result).items()]
     note = f"simulated: {result['simulated']}" if result["simulated"] else ""
-    _show(result, as_json, *tables, note, f"The same as a page: {out / PAGE_FILE}")
+    _show(result, as_json, *screen_tables(result), note, f"The same as a page: {out / PAGE_FILE}")
     if failures := result["failures"]:
         first = failures[0]
         raise RuntimeError(
@@ -402,9 +403,16 @@ def features_pack(
 
 @negatives.command("generate")
 def negatives_generate(
-    config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Ask through the provider's Batch API (generator llm).")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make hard negatives of the training queries with the configured generator.
+
+    The same command continues a run that was stopped; no answer is paid for twice.
 
     Example: shine negatives generate --config configs/world_shine.yaml negatives.seed=1
     """
@@ -420,9 +428,38 @@ def negatives_generate(
             settings,
             source=settings.path(settings.data.train),
             out=out,
+            batch=batch,
             on_progress=tracker.update,
         )
     _show(summary, as_json, f"{out}: {json.dumps(summary)}")
+
+
+@negatives.command("estimate")
+def negatives_estimate(
+    config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False
+) -> None:
+    """Tell what asking a language model will take, before anything is asked.
+
+    Example: shine negatives estimate --config my.yaml negatives.generator=llm \
+negatives.llm.model=gpt-4o-mini negatives.llm.prompt_price=0.15 negatives.llm.completion_price=0.6
+    """
+    from pipelines.console import tracked
+    from pipelines.negatives import estimate
+
+    settings = load_settings(config, overrides)
+    with tracked("hard negatives") as tracker:
+        found = estimate(
+            settings, source=settings.path(settings.data.train), on_progress=tracker.update
+        )
+    money = "" if found["dollars"] is None else f", about ${found['dollars']:.2f}"
+    time = "" if found["minutes"] is None else f", at least {found['minutes']:.0f} minutes"
+    _show(
+        found,
+        as_json,
+        f"{found['rows']} queries need {found['requests']} requests ({found['answered']} more are "
+        f"answered already): about {found['prompt_tokens']} tokens in and "
+        f"{found['completion_tokens']} out{money}{time}; a refused answer is asked for once more",
+    )
 
 
 @negatives.command("audit")
