@@ -108,7 +108,7 @@ class VideoIndex:
         begins = [self._ends[start - 1] if start else 0, *ends[:-1]]
         with self._path.open("rb") as file:
             return [
-                [(int(row), self._row(file, row)) for row in self._order[begin:end]]
+                [(row, self._row(file, row)) for row in self._order[begin:end].tolist()]
                 for begin, end in zip(begins, ends, strict=True)
             ]
 
@@ -120,7 +120,7 @@ class VideoIndex:
         order = np.argsort(qids, kind="stable")
         again = np.flatnonzero(qids[order][1:] == qids[order][:-1])
         with self._path.open("rb") as file:
-            for one, other in zip(order[again], order[again + 1], strict=True):
+            for one, other in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
                 if (qid := self._row(file, one).qid) == self._row(file, other).qid:
                     raise InputError(
                         f"{self._path}, line {self._numbers[other]}: query id {qid!r} was used on "
