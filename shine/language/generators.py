@@ -18,12 +18,13 @@ from jaxtyping import Float, Int
 
 from shine.config import NegativesConfig
 from shine.data.annotations import normalized
-from shine.language.lexicon import is_person, same_meaning
+from shine.language.lexicon import OWN, Meanings, is_person
 from shine.language.masking import is_content, mask_levels, masked_slots, recompose
 from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Context, Neighbours, contexts
 from shine.language.tagging import Word
 from shine.language.vocabulary import Entry, Kind, Vocabulary
+from shine.language.wordnet import load_meanings
 
 Scores = Float[np.ndarray, " candidate"]
 
@@ -85,9 +86,10 @@ class Candidates:
     Args:
         vocabulary: the words of the training captions.
         kind: part of speech and Penn tag of the slot.
+        meanings: which words do not make a caption false.
     """
 
-    def __init__(self, vocabulary: Vocabulary, kind: Kind):
+    def __init__(self, vocabulary: Vocabulary, kind: Kind, meanings: Meanings = OWN):
         known = tuple(
             entry
             for entry in vocabulary.entries(kind)
@@ -96,6 +98,7 @@ class Candidates:
         usual = [entry for entry in known if _is_usual(vocabulary, kind, entry)]
         self.entries: tuple[Entry, ...] = tuple(usual) if len(usual) >= _ENOUGH else known
         self.kind = kind
+        self._meanings = meanings
         self.log_count: Scores = np.log([float(entry.count) for entry in self.entries])
         self._persons = np.array([is_person(entry.lemma) for entry in self.entries], bool)
         self._excluded: dict[str, np.ndarray] = {}
@@ -115,7 +118,7 @@ class Candidates:
         """
         if original not in self._excluded:
             other = np.array(
-                [not same_meaning(original, entry.lemma, self.kind[0]) for entry in self.entries],
+                [not self._meanings.same(original, e.lemma, self.kind[0]) for e in self.entries],
                 bool,
             )
             if not is_person(original):
@@ -131,17 +134,19 @@ class Choices:
 
     Args:
         vocabulary: the words of the training captions.
+        meanings: which words do not make a caption false.
     """
 
-    def __init__(self, vocabulary: Vocabulary):
+    def __init__(self, vocabulary: Vocabulary, meanings: Meanings = OWN):
         self._vocabulary = vocabulary
+        self._meanings = meanings
         self._kinds: dict[Kind, Candidates] = {}
 
     def of(self, word: Word) -> Candidates:
         """The words of the same part of speech and inflection."""
         kind = word.pos, word.tag
         if kind not in self._kinds:
-            self._kinds[kind] = Candidates(self._vocabulary, kind)
+            self._kinds[kind] = Candidates(self._vocabulary, kind, self._meanings)
         return self._kinds[kind]
 
     def exist(self, word: Word) -> bool:
@@ -164,7 +169,7 @@ class VocabularyGenerator(ABC):
     name: str
 
     def __init__(self, vocabulary: Vocabulary, config: NegativesConfig):
-        self._choices = Choices(vocabulary)
+        self._choices = Choices(vocabulary, load_meanings(config.wordnet))
         self._config = config
         self._agree = "a" in vocabulary and "an" in vocabulary
 

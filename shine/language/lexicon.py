@@ -10,7 +10,8 @@ Written for this project by hand; no annotation file was used.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from shine.language.tagging import Word
@@ -476,11 +477,6 @@ def near_synonyms(lemma: str, pos: str) -> frozenset[str]:
     return _NEAR.get(pos, {}).get(lemma, frozenset())
 
 
-def same_meaning(lemma: str, other: str, pos: str) -> bool:
-    """Whether two lemmas of one part of speech may describe the same thing."""
-    return lemma == other or other in near_synonyms(lemma, pos)
-
-
 def content(words: Sequence[Word]) -> tuple[tuple[str, str], ...]:
     """(lemma, part of speech) of the words that tell what happens; who does it is left out."""
     return tuple(
@@ -488,16 +484,32 @@ def content(words: Sequence[Word]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def says(caption: Sequence[tuple[str, str]], query: Sequence[tuple[str, str]]) -> bool:
-    """Whether `caption` says, in the same order and perhaps among more, all that `query` says.
+@dataclass(frozen=True, slots=True)
+class Meanings:
+    """Which words may describe the same moment: this lexicon, and others beside it."""
 
-    Then the query is true wherever the caption is. Both are given by `content`.
-    """
-    rest = iter(caption)
-    return all(any(_alike(said, wanted) for said in rest) for wanted in query)
+    others: tuple[Callable[[str, str], frozenset[str]], ...] = ()  # each like `near_synonyms`
+
+    def same(self, lemma: str, other: str, pos: str) -> bool:
+        """Whether two lemmas of one part of speech may describe the same thing."""
+        return (
+            lemma == other
+            or other in near_synonyms(lemma, pos)
+            or any(other in near(lemma, pos) or lemma in near(other, pos) for near in self.others)
+        )
+
+    def says(self, caption: Sequence[tuple[str, str]], query: Sequence[tuple[str, str]]) -> bool:
+        """Whether `caption` says, in the same order and perhaps among more, all of `query`.
+
+        Then the query is true wherever the caption is. Both are given by `content`.
+        """
+        rest = iter(caption)
+        return all(any(self._alike(said, wanted) for said in rest) for wanted in query)
+
+    def _alike(self, said: tuple[str, str], wanted: tuple[str, str]) -> bool:
+        return said[0] == wanted[0] or (
+            said[1] == wanted[1] and self.same(said[0], wanted[0], said[1])
+        )
 
 
-def _alike(said: tuple[str, str], wanted: tuple[str, str]) -> bool:
-    return said[0] == wanted[0] or (
-        said[1] == wanted[1] and wanted[0] in near_synonyms(said[0], said[1])
-    )
+OWN: Final = Meanings()  # this lexicon alone

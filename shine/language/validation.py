@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from shine.data.annotations import MASK, normalized
-from shine.language.lexicon import content, same_meaning, says
+from shine.language.lexicon import OWN, Meanings, content
 from shine.language.tagging import Word, inflected_lemma
 from shine.language.vocabulary import Vocabulary
 
@@ -21,10 +21,18 @@ class Judge:
     Args:
         vocabulary: the words a negative may have.
         open_vocabulary: whether it may have others too, in the right inflection.
+        meanings: which words say the same.
     """
 
-    def __init__(self, vocabulary: Vocabulary, *, open_vocabulary: bool = False):
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        open_vocabulary: bool = False,
+        meanings: Meanings = OWN,
+    ):
         self._vocabulary = vocabulary
+        self._meanings = meanings
         self._open = open_vocabulary
 
     def __call__(
@@ -95,11 +103,11 @@ class Judge:
             elif (lemma := self._lemma(fill, word)) is None:
                 reasons["another inflection"] = None
             else:
-                if same_meaning(word.lemma, lemma, word.pos):
+                if self._meanings.same(word.lemma, lemma, word.pos):
                     reasons["a near synonym"] = None
                 said[slot] = Word(fill, word.space, word.pos, word.tag, lemma)
         meaning = content(said)
-        if not reasons and any(says(truth, meaning) for truth in meanings):
+        if not reasons and any(self._meanings.says(truth, meaning) for truth in meanings):
             reasons["a paraphrase of a true caption of the video"] = None
         return list(reasons)
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tagged import tagged
 
-from shine.language.lexicon import content, is_person, near_synonyms, same_meaning, says
+from shine.language.lexicon import OWN, Meanings, content, is_person, leads, near_synonyms
 
 POS = ("VERB", "NOUN", "ADJ", "ADP", "ADV")
 
@@ -22,8 +22,8 @@ POS = ("VERB", "NOUN", "ADJ", "ADP", "ADV")
     ],
 )
 def test_near_synonyms_of_the_domain_are_known_both_ways(one, other, pos):
-    assert same_meaning(one, other, pos)
-    assert same_meaning(other, one, pos)
+    assert OWN.same(one, other, pos)
+    assert OWN.same(other, one, pos)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_near_synonyms_of_the_domain_are_known_both_ways(one, other, pos):
     ],
 )
 def test_opposites_and_different_things_are_told_apart(one, other, pos):
-    assert not same_meaning(one, other, pos)
+    assert not OWN.same(one, other, pos)
 
 
 def test_the_relation_is_symmetric_and_names_no_word_its_own_synonym():
@@ -80,7 +80,7 @@ CAPTION = content(tagged("a/DT man/NN sits/VBZ=sit on/IN the/DT couch/NN and/CC 
     ],
 )
 def test_a_caption_says_what_it_holds_in_order(query, expected):
-    assert says(CAPTION, content(tagged(query))) is expected
+    assert OWN.says(CAPTION, content(tagged(query))) is expected
 
 
 pairs = st.lists(
@@ -90,8 +90,29 @@ pairs = st.lists(
 
 @given(pairs, pairs)
 def test_saying_is_reflexive_and_grows_with_the_caption(caption, more):
-    assert says(caption, caption)
-    assert says([*caption, *more], caption)
-    assert says([*more, *caption], caption)
+    assert OWN.says(caption, caption)
+    assert OWN.says([*caption, *more], caption)
+    assert OWN.says([*more, *caption], caption)
     if len(caption) > len(more):
-        assert not says(more, caption)
+        assert not OWN.says(more, caption)
+
+
+def test_another_lexicon_counts_in_both_directions_and_beside_our_own():
+    def near(lemma, pos):
+        return frozenset(["unbar"] if (lemma, pos) == ("open", "VERB") else ())
+
+    both = Meanings((near,))
+    assert both.same("open", "unbar", "VERB")
+    assert both.same("unbar", "open", "VERB")
+    assert both.same("sofa", "couch", "NOUN")
+    assert not both.same("open", "unbar", "NOUN")
+    assert not OWN.same("open", "unbar", "VERB")
+    caption = content(tagged("a/DT man/NN opens/VBZ=open the/DT door/NN"))
+    query = content(tagged("unbars/VBZ=unbar the/DT door/NN"))
+    assert both.says(caption, query)
+    assert not OWN.says(caption, query)
+
+
+def test_verbs_that_lead_to_others_are_no_acts_of_their_own():
+    assert all(map(leads, ("start", "begin", "stop", "try")))
+    assert not any(map(leads, ("open", "eat", "sit")))
