@@ -104,10 +104,11 @@ def fill(messages, number):
     """Fills the slots that a prompt describes, each with one of the words offered for it."""
     del number
     try:
-        task = json.loads(messages[-1]["content"])
+        task = json.loads(messages[min(1, len(messages) - 1)]["content"])
         words = {
             slot["slot"]: (slot["words"] or [slot["original"]])[
-                zlib.crc32(f"{task['query']} {slot['slot']}".encode()) % max(len(slot["words"]), 1)
+                zlib.crc32(f"{task['query']} {slot['slot']} {len(messages)}".encode())
+                % max(len(slot["words"]), 1)
             ]
             for slot in task["slots"]
         }
@@ -134,6 +135,7 @@ class ChatServer:
         self.answered = collections.Counter()
         self.fault_counts = collections.Counter()
         self.in_flight = self.max_in_flight = 0
+        self.times = []  # of the first request that was not refused, and of the last answer
         self.prompts = collections.deque(maxlen=self.settings.kept_prompts)
         self.headers = {}
         self.window = collections.deque()  # (time, tokens) of what the limits let through
@@ -150,7 +152,11 @@ class ChatServer:
 
     def stats(self):
         return {
-            **{name: self.counts[name] for name in ("received", "answered", "billed", "limited")},
+            **{
+                name: self.counts[name]
+                for name in ("received", "answered", "billed", "limited", "tokens")
+            },
+            "seconds": self.times[1] - self.times[0] if self.times else 0.0,
             **{name: self.counts[name] for name in ("files", "batches", "listings")},
             "max_in_flight": self.max_in_flight,
             "faults": dict(self.fault_counts),
@@ -225,8 +231,11 @@ class ChatServer:
             self.counts["limited"] += 1
             return self.error(request, *STATUS_FAULTS["429"], headers=headers)
         self.bill(key)
+        self.counts["tokens"] += completion["usage"]["total_tokens"]
+        self.times = self.times or [time.monotonic()] * 2
         if settings.latency:
             await asyncio.sleep(settings.latency)
+        self.times[1] = time.monotonic()
         if not settings.usage:
             del completion["usage"]
         data = json.dumps(completion).encode()
