@@ -26,6 +26,7 @@ from shine.llm.request import Answer, Request
 
 Headers = Mapping[str, str]
 Response = TypeVar("Response")
+_ABOUT_DIALECT = (400, 404, 415, 422, 501)  # statuses that refuse a field among other things
 _CONNECT_SECONDS = 10.0
 _SHOWN = 200  # characters of what a server wrote
 _LONGEST_WAIT_SECONDS = 86_400.0
@@ -231,7 +232,7 @@ class ChatClient:
         )
         limits = _limits(response.headers)
         try:
-            answer = answer_of(self.config, request, json.loads(response.content))
+            answer = self.answer(request, json.loads(response.content))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             answer = None
         if answer is None:
@@ -243,7 +244,7 @@ class ChatClient:
                 limits=limits,
             )
         self._worked.add(dialect)
-        return Completion(self._without_key(answer), limits)
+        return Completion(answer, limits)
 
     async def exchange(
         self,
@@ -310,8 +311,8 @@ class ChatClient:
     def _refusal(self, response: httpx2.Response) -> Failure:
         """What a status other than 2xx means."""
         status, headers = response.status_code, response.headers
-        code, message = _error_of(response)
-        message, limits = self._shown(message), _limits(headers)
+        code, message = error_of(response.text)
+        message, limits = self.shown(message), _limits(headers)
         if status in (401, 403):
             return EndpointError(
                 f"{self.config.base_url} refused {self._key_source()} with status {status}; "
@@ -325,14 +326,14 @@ class ChatClient:
                 f"(status {status}: {message}); add to it, and run the command again"
             )
         if 300 <= status < 400:
-            goal = self._shown(headers.get("location", "").split("?")[0])
+            goal = self.shown(headers.get("location", "").split("?")[0])
             return EndpointError(
                 f"{self.config.base_url} redirects to {goal or 'nowhere'} (status {status}), where "
                 f"the key is not sent; set negatives.llm.base_url to the address that answers"
             )
         rejection = Rejected(status, code, message, limits)
-        about_dialect = Dialect().alternative(rejection, known_to_work=True) is not None
-        if status == 405 or (status == 404 and not about_dialect):
+        of_chat = response.request.url.path.endswith("/chat/completions")
+        if status in (404, 405) and of_chat and not speaks_of_dialect(rejection):
             return EndpointError(
                 f"expected the model {self.config.model} at {self.config.base_url}, got status "
                 f"{status}: {message}; check negatives.llm.model and negatives.llm.base_url"
@@ -382,14 +383,22 @@ class ChatClient:
             return f"a request without key (the variable {self.config.key_variable} is not set)"
         return f"the key of the variable {self.config.key_variable}"
 
-    def _shown(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         """Text of a server as one short line without the key, whole or in the usual masked form."""
         if self._key:
             text = text.replace(self._key, "[key]")
         text = re.sub(r"\bsk-[\w*.-]+", "[key]", text)
         return _short(text)
 
-    def _without_key(self, answer: Answer) -> Answer:
+    def answer(self, request: Request, completion: Any) -> Answer:
+        """The answer in a chat completion, without the key should it be in it.
+
+        Content cut short by max_tokens is content as it is.
+
+        Raises:
+            ValueError, KeyError, IndexError, TypeError, AttributeError: it is none.
+        """
+        answer = _answer_of(self.config, request, completion)
         if not self._key or len(self._key) < _SECRET_LENGTH:
             return answer
         texts = {name: getattr(answer, name) for name in ("content", "problem", "model")}
@@ -397,7 +406,10 @@ class ChatClient:
         return dataclasses.replace(answer, **clean) if clean != texts else answer
 
 
-_ABOUT_DIALECT = (400, 404, 415, 422, 501)
+def speaks_of_dialect(rejection: Rejected) -> bool:
+    """Whether the same request, put in another dialect, may well be answered."""
+    alternative = Dialect().alternative(rejection, known_to_work=True)
+    return rejection.status in _ABOUT_DIALECT and alternative is not None
 
 
 async def _remove_authorization(request: httpx2.Request) -> None:
@@ -407,14 +419,14 @@ async def _remove_authorization(request: httpx2.Request) -> None:
 def request_body(
     config: LlmConfig, request: Request, schema: Mapping[str, Any] | None, dialect: Dialect
 ) -> dict[str, Any]:
-    """The body of a chat-completions request; without `schema`, `dialect.form` is "none"."""
+    """The body of a chat-completions request."""
     body: dict[str, Any] = {
         "model": config.model,
         "messages": json.loads(request.messages),
         "temperature": config.temperature,
         dialect.limit: config.max_tokens,
     }
-    match dialect.form:
+    match _as_sent(dialect, schema).form:
         case "json_schema":
             described = {"name": "answer", "strict": True, "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": described}
@@ -423,15 +435,7 @@ def request_body(
     return body
 
 
-def answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
-    """The answer in a chat completion.
-
-    Content cut short by max_tokens is content as it is. Where the endpoint tells no usage, tokens
-    are estimated.
-
-    Raises:
-        ValueError, KeyError, IndexError, TypeError, AttributeError: it is none.
-    """
+def _answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
     choice = completion["choices"][0]
     message, reason = choice["message"], choice.get("finish_reason")
     content, refusal = message.get("content") or "", message.get("refusal")
@@ -454,7 +458,11 @@ def answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
         problem=problem,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        dollars=price(config, prompt_tokens, completion_tokens),
+        dollars=(
+            prompt_tokens * (config.prompt_price or 0.0)
+            + completion_tokens * (config.completion_price or 0.0)
+        )
+        / 1e6,
         model=str(completion.get("model") or config.model),
     )
 
@@ -466,21 +474,12 @@ def rejected(config: LlmConfig, key: str, rejection: Rejected) -> Answer:
     return Answer(key, "", f"{verb}: {rejection}", 0, 0, 0.0, str(config.model))
 
 
-def price(config: LlmConfig, prompt_tokens: int, completion_tokens: int) -> float:
-    """Dollars by the configured prices; 0 without them."""
-    return (
-        prompt_tokens * (config.prompt_price or 0.0)
-        + completion_tokens * (config.completion_price or 0.0)
-    ) / 1e6
-
-
 def _as_sent(dialect: Dialect, schema: Mapping[str, Any] | None) -> Dialect:
     return dialect if schema is not None else dataclasses.replace(dialect, form="none")
 
 
-def _error_of(response: httpx2.Response) -> tuple[str, str]:
-    """Code and message of an error, in the ways that servers write them."""
-    text = response.text
+def error_of(text: str) -> tuple[str, str]:
+    """Code and message of an error, in the ways that servers write them into a body."""
     try:
         body = json.loads(text)
     except ValueError:

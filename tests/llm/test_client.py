@@ -156,7 +156,9 @@ def test_a_bad_request_is_rejected_once_the_endpoint_has_answered_others(server)
 
 
 def test_long_messages_of_servers_are_cut():
-    response = httpx2.Response(400, json={"error": {"message": "long\u202e\n " * 200}})
+    asked_for = httpx2.Request("POST", "http://localhost/v1/chat/completions")
+    error = {"error": {"message": "long\u202e\n " * 200}}
+    response = httpx2.Response(400, json=error, request=asked_for)
     refusal = ChatClient(LlmConfig(model="m"), None)._refusal(response)
     assert str(refusal) == "status 400: " + ("long " * 40)[:197].strip() + "..."
 
