@@ -34,7 +34,7 @@ from shine.language.plausibility import (
     Scores,
     rank,
 )
-from shine.language.tagging import Tagger
+from shine.language.tagging import Word
 
 RULE: Final = (
     "Texts are put in lower case and split on white space; . , ! ? ; : \" ' ( ) are stripped from "
@@ -56,6 +56,7 @@ _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _PERCENTILES: Final = (5, 25)  # of true captions, that a plausible sentence is above
 
 Progress = Callable[[str], None]  # what is being done
+Tagging = Callable[[Sequence[str]], list[tuple[Word, ...]]]  # a `Tagger`
 Words = tuple[str, ...]
 Pair = tuple[str, str]
 
@@ -282,7 +283,7 @@ class Tests:
         tagger: reads verbs and nouns; None leaves pairs of words uncounted.
     """
 
-    def __init__(self, name: str, queries: Sequence[str], tagger: Tagger | None):
+    def __init__(self, name: str, queries: Sequence[str], tagger: Tagging | None):
         self.name = name
         self.queries = [normalized(query) for query in queries]
         self.texts = frozenset(self.queries)
@@ -304,7 +305,7 @@ class PairFinder:
         tagger: reads them.
     """
 
-    def __init__(self, pairs: Iterable[Pair], tagger: Tagger):
+    def __init__(self, pairs: Iterable[Pair], tagger: Tagging):
         self.pairs = frozenset(pairs)
         self._nouns: defaultdict[str, set[str]] = defaultdict(set)
         for verb, noun in self.pairs:
@@ -376,7 +377,7 @@ def audit(
     *,
     train: Sequence[Path] = (),
     tests: Sequence[Path] = (),
-    tagger: Tagger | None = None,
+    tagger: Tagging | None = None,
     models: "Models | None" = None,
     seed: int = 0,
     on_progress: Progress = lambda stage: None,
@@ -402,8 +403,12 @@ def audit(
     finder = None
     if tagger is not None and sets:
         asked = frozenset().union(*(test.all_pairs for test in sets))
-        trained = PairFinder(asked, tagger)(captions.texts).values()
-        finder = PairFinder(asked.difference(*trained), tagger)
+        known = PairFinder(asked, tagger)
+        trained: set[Pair] = set()
+        told = itertools.chain(*map(read_captions, train or [path]))
+        while chunk := [query for _, query in itertools.islice(told, _CHUNK)]:
+            trained.update(*known(chunk).values())
+        finder = PairFinder(asked - trained, tagger)
     counting = _Counting(captions, sets, finder, seed)
     rows = read_rows(path)
     while chunk := list(itertools.islice(rows, _CHUNK)):
