@@ -118,7 +118,7 @@ class Candidates:
         """
         if original not in self._excluded:
             other = np.array(
-                [not self._meanings.same(original, e.lemma, self.kind[0]) for e in self.entries],
+                [not self._meanings.covers(original, e.lemma, self.kind[0]) for e in self.entries],
                 bool,
             )
             if not is_person(original):
@@ -272,11 +272,11 @@ class CorpusGenerator(VocabularyGenerator):
     name = "corpus"
 
     PRIOR: Final = 0.25
-    SUPPORT: Final = 4.0
+    SUPPORT: Final = 6.0
     FIT: Final = 0.6
     BACK_OFF: Final = 0.5
     WEIGHTS: Final = {
-        "before": 1.0,
+        "before": 2.0,
         "after": 0.5,
         "left": 0.25,
         "right": 0.25,
@@ -284,6 +284,10 @@ class CorpusGenerator(VocabularyGenerator):
         "object": 1.5,
         "second": 0.5,
         "verb": 1.0,
+        "particle": 2.0,
+        "phrase": 1.0,
+        "of": 1.5,
+        "whole": 1.5,
         "modifier": 1.0,
         "head": 1.0,
     }

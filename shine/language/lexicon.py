@@ -4,7 +4,8 @@ A replaced word must make its query false, so a word must not be replaced by one
 same (*sofa*, *couch*), more or less (*dish*, *bowl*), or something that comes along with it anyway
 (who *reads* also *looks*). A line of words is a group: none is exchanged for another. A line with a
 colon relates its first word to each of the others, and not these to each other: *bed* and *sofa*
-are told apart, *bed* and *furniture* are not.
+are told apart, *bed* and *furniture* are not. A line with ">" goes one way: who *eats* something
+also *holds* it, so *eats* must not become *holds*, but *holds* may become *eats*.
 
 Written for this project by hand; no annotation file was used.
 """
@@ -37,7 +38,50 @@ pick: lift collect gather choose select
 remove withdraw extract
 pull drag tug yank draw
 hold grip clutch clasp cradle
-hold: carry have keep bear grasp grab take get use lift handle touch hug
+hold: carry have keep bear grasp grab take get lift handle touch hug
+put > hold touch
+throw > hold touch
+pour > hold
+eat > hold have sit
+drink > hold have
+read > hold sit
+use > hold touch
+play > hold
+wash > hold touch stand
+wipe > hold touch
+fold > hold touch
+open > hold touch
+close > hold touch
+fix > hold touch
+tidy > hold
+clean > hold
+sweep > hold stand
+vacuum > hold stand
+cook > hold stand
+write > hold sit
+type > touch sit
+wear > have
+shake > hold
+smell > hold
+pull > hold touch
+push > touch
+stack > hold
+load > hold
+drop > hold
+photograph > hold
+turn > hold touch
+knock > touch
+awaken > lie sleep
+wake > lie sleep
+sleep > lie
+snuggle > hold touch lie sit
+watch > sit
+study > sit
+work > sit
+dress > stand
+undress > stand
+enter > walk
+leave > walk
 carry bring transport
 carry: move take
 lift raise
@@ -49,12 +93,12 @@ look watch see stare gaze view observe peer glance peek
 look: check inspect examine search study face read admire
 check inspect examine
 read study peruse
-read: browse flip hold open
-watch: sit enjoy study
+read: browse flip open
+watch: enjoy study
 search rummage hunt seek look
 find discover locate
 put place set lay deposit position
-put: leave drop rest stash store stow pack load stuff tuck insert
+put: leave drop rest move stash store stow pack load stuff tuck insert
 put: throw toss return replace pour hang wear don arrange organize stack
 store stow stash
 stuff tuck insert shove
@@ -67,7 +111,7 @@ throw: drop dump discard
 drop release dump
 drop: fall lose leave
 sit perch seat
-sit: rest relax lounge recline settle crouch watch
+sit: rest relax lounge recline settle crouch
 lie lay recline
 lie: rest sleep nap lounge relax snuggle
 sleep nap doze snooze
@@ -96,19 +140,19 @@ pass go
 move shift relocate
 move: carry push pull slide transfer drag
 slide push pull
-start begin commence initiate
-start: proceed try attempt go continue
-begin: proceed
+start begin commence initiate continue proceed keep resume try attempt decide appear seem want need
+start: go come get
+begin: go come get
 stop finish end quit cease halt complete
 stop: stand pause
 continue keep proceed
 appear seem
 try attempt
 eat consume munch devour dine
-eat: chew bite taste nibble swallow snack have hold finish
+eat: chew bite taste nibble swallow snack finish
 chew bite nibble
 drink sip gulp chug guzzle
-drink: swallow taste consume have hold finish take
+drink: swallow taste consume finish take
 cook prepare make
 cook: fry bake boil grill heat stir
 make create build prepare
@@ -142,7 +186,7 @@ call phone dial
 text type
 play: use toy fiddle fidget
 use operate utilize
-use: work handle type play hold
+use: work handle type play
 work: type use write study
 write scribble jot note
 draw sketch
@@ -319,6 +363,38 @@ door: knob handle
 hallway hall corridor
 room: bedroom kitchen bathroom livingroom area space pantry closet basement garage office hallway
 area: room kitchen
+bed > bedroom room house home
+bedroom > house home
+pillow > bed
+stove > kitchen
+oven > kitchen
+refrigerator > kitchen
+sink > kitchen bathroom
+dish > kitchen sink
+counter > kitchen
+cupboard > kitchen
+kitchen > house home
+bathroom > house home
+toilet > bathroom
+mirror > bathroom
+shower > bathroom
+television > room
+sofa > room
+couch > room
+chair > room
+table > room
+desk > room office
+window > room
+closet > house home bedroom
+doorway > house home
+doorknob > doorway
+hallway > house home
+pantry > house home kitchen
+garage > house home
+office > house home
+living > house home
+washer > laundry
+laptop > desk table
 house home apartment
 bathroom washroom restroom
 bathroom: toilet shower
@@ -355,7 +431,8 @@ instrument: guitar piano drum
 music song
 item object thing something stuff
 pile stack heap
-piece bit slice
+piece bit slice part
+piece: food bread sandwich cake fruit pizza
 bite: piece sip
 drink: sip
 side edge
@@ -419,7 +496,15 @@ under beneath below underneath
 over above across
 behind: after
 before: front
-through: across into
+through: across into in
+in > near by around
+under > near by
+behind > near by
+inside > near by
+into > near
+away: back aside off
+back: aside
+over: around
 from off out
 out outside
 up upward
@@ -432,9 +517,19 @@ against: on at
 """
 
 
+def _entailed(*sections: str) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in "\n".join(sections).split("\n"):
+        first, _, rest = line.partition(" > ")
+        found[first].update(rest.split())
+    return {word: frozenset(others) for word, others in found.items()}
+
+
 def _related(*sections: str) -> dict[str, frozenset[str]]:
     related: dict[str, set[str]] = defaultdict(set)
     for line in "\n".join(sections).split("\n"):
+        if ">" in line:
+            continue
         first, colon, rest = line.partition(":")
         group = rest.split() if colon else first.split()
         for word in group:
@@ -455,6 +550,15 @@ _NEAR: Final = {
     "ADV": _related(_MODIFIERS, _PREPOSITIONS),
     "ADP": _related(_MODIFIERS, _PREPOSITIONS),
 }
+
+_ENTAILED: Final = {
+    "VERB": _entailed(_VERBS),
+    "NOUN": _entailed(_NOUNS),
+    "PROPN": _entailed(_NOUNS),
+    "ADV": _entailed(_PREPOSITIONS),
+    "ADP": _entailed(_PREPOSITIONS),
+}
+_LEAST_LETTERS: Final = 5  # of a word that may be a slip of another
 
 
 def is_person(lemma: str) -> bool:
@@ -490,11 +594,19 @@ class Meanings:
 
     others: tuple[Callable[[str, str], frozenset[str]], ...] = ()  # each like `near_synonyms`
 
-    def same(self, lemma: str, other: str, pos: str) -> bool:
-        """Whether two lemmas of one part of speech may describe the same thing."""
+    def covers(self, lemma: str, other: str, pos: str) -> bool:
+        """Whether `other` may be said wherever `lemma` is true: it makes no caption false.
+
+        Args:
+            lemma: dictionary form of what happens.
+            other: dictionary form of the same part of speech.
+            pos: universal part of speech of both.
+        """
         return (
             lemma == other
             or other in near_synonyms(lemma, pos)
+            or other in _ENTAILED.get(pos, {}).get(lemma, ())
+            or _is_slip(lemma, other)
             or any(other in near(lemma, pos) or lemma in near(other, pos) for near in self.others)
         )
 
@@ -508,8 +620,19 @@ class Meanings:
 
     def _alike(self, said: tuple[str, str], wanted: tuple[str, str]) -> bool:
         return said[0] == wanted[0] or (
-            said[1] == wanted[1] and self.same(said[0], wanted[0], said[1])
+            said[1] == wanted[1] and self.covers(said[0], wanted[0], said[1])
         )
+
+
+def _is_slip(one: str, other: str) -> bool:
+    """Whether one word is the other with a letter more or two exchanged: "sandwhich"."""
+    short, long = sorted((one, other), key=len)
+    if len(short) < _LEAST_LETTERS or len(long) - len(short) > 1:
+        return False
+    at = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    if len(long) > len(short):
+        return short[at:] == long[at + 1 :]
+    return short[at : at + 2] == long[at : at + 2][::-1] and short[at + 2 :] == long[at + 2 :]
 
 
 OWN: Final = Meanings()  # this lexicon alone

@@ -17,6 +17,7 @@ ContextCounts = Counter[tuple[str, str, str, str]]  # part of speech, lemma, wha
 _CONTENT: Final = frozenset(("VERB", "NOUN", "PROPN", "ADJ", "ADP", "ADV"))
 _NOUNS: Final = frozenset(("NOUN", "PROPN"))
 _EDGE: Final = "|"  # before the first word, after the last, and at punctuation
+_REACH: Final = 32  # words on either side that play a part
 
 
 def count_contexts(captions: Iterable[Sequence[Word]]) -> ContextCounts:
@@ -73,6 +74,9 @@ def contexts(
     | frame | a verb | all that follows it in its clause, nouns without their words |
     | object, second | a verb | preposition and head of its first and its second noun phrase |
     | verb | a noun, preposition or adverb | the verb it belongs to, the preposition between |
+    | particle | a particle | the verb it belongs to, and whether a noun phrase follows |
+    | phrase | a preposition | the head of its noun phrase |
+    | of, whole | a noun before or after "of" | the noun on the other side |
     | modifier | a noun after a noun | the noun before |
     | head | an adjective, a noun before a noun | the noun it describes |
 
@@ -81,6 +85,10 @@ def contexts(
         index: the position that is told of; the word there plays no part but for its kind.
         unknown: positions whose words are still open.
     """
+    low, high = max(0, index - _REACH), index + _REACH + 1
+    if low or high < len(words):
+        unknown = frozenset(i - low for i in range(low, high) if i in unknown)
+        words, index = words[low:high], index - low
     pos = words[index].pos
     found: list[tuple[str, str, tuple[int, ...]]] = [
         ("before", _before(words, index), (index - 1,)),
@@ -103,11 +111,19 @@ def contexts(
         found.append(("head", words[head].lemma, (head,)))
     elif pos == "ADJ" and (head := _right(words, index)) is not None:
         found.append(("head", words[head].lemma, (head,)))
+    elif words[index].tag == "RP":
+        if (verb := _governor(words, index)) is not None:
+            follows = "noun" if _frame(words, index)[0].startswith("noun") else ""
+            found.append(("particle", f"{words[verb].lemma}/{follows}", (verb,)))
     elif pos != "VERB" and (verb := _governor(words, index)) is not None:
         between = _preposition(words, verb, index) if pos in _NOUNS else None
         found.append(
             ("verb", f"{words[verb].lemma}/{_lemma(words, between)}", _known(verb, between))
         )
+    if pos == "ADP" and words[index].tag != "RP" and (head := _noun(words, index)) is not None:
+        found.append(("phrase", words[head].lemma, (head,)))
+    if pos in _NOUNS:
+        found += _partners(words, index)
     for name, value, depends in found:
         if unknown.isdisjoint(depends):
             yield name, value
@@ -129,7 +145,7 @@ def _after(words: Sequence[Word], index: int) -> tuple[str, tuple[int, ...]]:
         return _EDGE, ()
     word = words[index + 1]
     if word.pos in ("ADP", "PART", "CCONJ", "SCONJ"):
-        return word.text.lower(), (index + 1,)
+        return _marked(word, word.text.lower()), (index + 1,)
     # To a verb every noun phrase is the same, however it starts.
     if words[index].pos == "VERB" and word.pos in ("DET", "PRON", "NUM", "ADJ", *_NOUNS):
         return "phrase", ()
@@ -148,11 +164,28 @@ def _frame(words: Sequence[Word], verb: int) -> tuple[str, tuple[int, ...]]:
             pattern.append(word.tag)
             break
         if word.pos in ("ADP", "PART"):
-            pattern.append(word.lemma)
+            pattern.append(_marked(word, word.lemma))
             depends.append(i)
         elif word.pos in ("PRON", *_NOUNS) and word.tag != "PRP$" and pattern[-1:] != ["noun"]:
             pattern.append("noun")
     return " ".join(pattern), tuple(depends)
+
+
+def _marked(word: Word, name: str) -> str:
+    """The name of a preposition, or of the particle that looks the same ("on" of "turn on")."""
+    return f"{name}!" if word.tag == "RP" else name
+
+
+def _partners(words: Sequence[Word], noun: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """The nouns that "of" binds a noun to: "glass" and "water" of "a glass of water"."""
+    if _head(words, noun) != noun:
+        return
+    after = _noun(words, noun + 1) if noun + 1 < len(words) else None
+    if after is not None and words[noun + 1].lemma == "of":
+        yield "whole", words[after].lemma, (after,)
+    of = next((i for i in range(noun - 1, -1, -1) if words[i].pos in ("VERB", "ADP")), None)
+    if of and words[of].lemma == "of" and words[of - 1].pos in _NOUNS:
+        yield "of", words[of - 1].lemma, (of - 1,)
 
 
 def _left(words: Sequence[Word], index: int) -> int | None:
@@ -164,6 +197,12 @@ def _right(words: Sequence[Word], index: int) -> int | None:
     near = range(index + 1, len(words))
     i = next((i for i in near if words[i].pos in ("VERB", "ADP", *_NOUNS)), None)
     return i if i is None or words[i].pos not in _NOUNS else _head(words, i)
+
+
+def _noun(words: Sequence[Word], index: int) -> int | None:
+    """The head of the noun phrase that a preposition leads to."""
+    found = _right(words, index)
+    return None if found is None or words[found].pos not in _NOUNS else found
 
 
 def _head(words: Sequence[Word], index: int) -> int:

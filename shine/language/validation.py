@@ -103,7 +103,7 @@ class Judge:
             elif (lemma := self._lemma(fill, word)) is None:
                 reasons["another inflection"] = None
             else:
-                if self._meanings.same(word.lemma, lemma, word.pos):
+                if self._meanings.covers(word.lemma, lemma, word.pos):
                     reasons["a near synonym"] = None
                 said[slot] = Word(fill, word.space, word.pos, word.tag, lemma)
         meaning = content(said)

@@ -270,7 +270,8 @@ def test_corpus_weights_are_those_of_its_equation():
 def test_every_context_has_a_weight():
     named = {name for words in GRID for i in range(len(words)) for name, _ in contexts(words, i)}
     more = tagged(
-        "his/PRP$ old/JJ kitchen/NN table/NN slowly/RB falls/VBZ=fall on/IN the/DT cat/NN"
+        "his/PRP$ old/JJ kitchen/NN table/NN slowly/RB falls/VBZ=fall on/IN the/DT cat/NN "
+        "picks/VBZ=pick up/RP a/DT cup/NN of/IN tea/NN"
     )
     named |= {name for i in range(len(more)) for name, _ in contexts(more, i)}
     assert named == set(CorpusGenerator.WEIGHTS)

@@ -22,8 +22,8 @@ POS = ("VERB", "NOUN", "ADJ", "ADP", "ADV")
     ],
 )
 def test_near_synonyms_of_the_domain_are_known_both_ways(one, other, pos):
-    assert OWN.same(one, other, pos)
-    assert OWN.same(other, one, pos)
+    assert OWN.covers(one, other, pos)
+    assert OWN.covers(other, one, pos)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,41 @@ def test_near_synonyms_of_the_domain_are_known_both_ways(one, other, pos):
     ],
 )
 def test_opposites_and_different_things_are_told_apart(one, other, pos):
-    assert not OWN.same(one, other, pos)
+    assert not OWN.covers(one, other, pos)
+
+
+@pytest.mark.parametrize(
+    ("act", "entailed", "pos"),
+    [
+        ("eat", "hold", "VERB"),
+        ("close", "hold", "VERB"),
+        ("awaken", "lie", "VERB"),
+        ("sink", "kitchen", "NOUN"),
+        ("under", "near", "ADP"),
+    ],
+)
+def test_what_an_act_entails_does_not_replace_it_but_may_be_replaced_by_it(act, entailed, pos):
+    assert OWN.covers(act, entailed, pos)
+    assert not OWN.covers(entailed, act, pos)
+
+
+@pytest.mark.parametrize(
+    ("word", "slip", "same"),
+    [
+        ("sandwich", "sandwhich", True),
+        ("siting", "sitting", True),
+        ("start", "strat", True),
+        ("cooking", "looking", False),
+        ("chair", "hair", False),
+        ("though", "tough", True),
+        ("walk", "walks", False),
+        ("bottle", "bottles", True),
+        ("window", "winter", False),
+    ],
+)
+def test_a_slip_of_the_pen_is_no_other_word(word, slip, same):
+    assert OWN.covers(word, slip, "NOUN") is same
+    assert OWN.covers(slip, word, "NOUN") is same
 
 
 def test_the_relation_is_symmetric_and_names_no_word_its_own_synonym():
@@ -102,11 +136,11 @@ def test_another_lexicon_counts_in_both_directions_and_beside_our_own():
         return frozenset(["unbar"] if (lemma, pos) == ("open", "VERB") else ())
 
     both = Meanings((near,))
-    assert both.same("open", "unbar", "VERB")
-    assert both.same("unbar", "open", "VERB")
-    assert both.same("sofa", "couch", "NOUN")
-    assert not both.same("open", "unbar", "NOUN")
-    assert not OWN.same("open", "unbar", "VERB")
+    assert both.covers("open", "unbar", "VERB")
+    assert both.covers("unbar", "open", "VERB")
+    assert both.covers("sofa", "couch", "NOUN")
+    assert not both.covers("open", "unbar", "NOUN")
+    assert not OWN.covers("open", "unbar", "VERB")
     caption = content(tagged("a/DT man/NN opens/VBZ=open the/DT door/NN"))
     query = content(tagged("unbars/VBZ=unbar the/DT door/NN"))
     assert both.says(caption, query)

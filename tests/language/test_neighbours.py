@@ -1,3 +1,6 @@
+from dataclasses import replace
+from time import process_time
+
 import pytest
 from tagged import GRID, OPENS, counted, tagged
 
@@ -36,6 +39,45 @@ def test_modifiers_are_told_what_they_modify():
     assert told(PUTS, "red")["head"] == "shelf"
     assert told(PUTS, "quickly")["verb"] == "put/"
     assert told(PUTS, "on")["right"] == "shelf"
+
+
+def test_particles_are_told_apart_from_prepositions():
+    turns = tagged("person/NN turns/VBZ=turn on/RP the/DT light/NN")
+    assert told(turns, "turns")["frame"] == "on! noun"
+    assert told(turns, "turns")["after"] == "on!"
+    assert told(turns, "on")["particle"] == "turn/noun"
+    assert not {"verb", "phrase"} & told(turns, "on").keys()
+    stands = tagged("person/NN stands/VBZ=stand up/RP on/IN a/DT chair/NN")
+    assert told(stands, "up")["particle"] == "stand/"
+    assert told(stands, "on")["phrase"] == "chair"
+
+
+def test_nouns_that_of_binds_are_told_each_other():
+    cup = tagged("drinks/VBZ=drink a/DT cup/NN of/IN hot/JJ tea/NN leaves/NNS=leaf in/IN bed/NN")
+    assert told(cup, "cup")["whole"] == "leaf"
+    assert told(cup, "leaves")["of"] == "cup"
+    assert "of" not in told(cup, "tea")
+    assert not {"of", "whole"} & told(cup, "bed").keys()
+
+
+def test_words_far_away_play_no_part():
+    far = tagged("opens/VBZ=open " + "red/JJ " * 40 + "door/NN " + "red/JJ " * 40 + "box/NN")
+    near = tagged("red/JJ " * 32 + "door/NN " + "red/JJ " * 32)
+    found = dict(contexts(far, 41, frozenset([0, 81])))
+    assert found == {**told(near, "door"), "before": "red"}
+
+
+@pytest.mark.parametrize("caption", ["door/NN", "opens/VBZ=open", "on/IN", "door/NN of/IN", "a/DT"])
+def test_time_grows_with_the_length_of_a_caption_and_not_with_its_square(caption):
+    def seconds(copies):
+        words = tagged(caption) * copies
+        words = tuple(replace(word, space=" ") for word in words)
+        start = process_time()
+        count_contexts([words])
+        return process_time() - start
+
+    once, eightfold = seconds(150), seconds(1200)
+    assert eightfold < 32 * once + 0.2
 
 
 def test_an_article_before_a_vowel_is_the_same_article():
