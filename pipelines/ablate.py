@@ -33,6 +33,7 @@ PUBLISHED: Final = "published"
 CONFIG_FILE: Final = "config.yaml"
 RESULT_FILE: Final = "ablation.json"
 PAGE_FILE: Final = "ablation.md"
+Figures = dict[str, dict[str, float]]  # of one run, by split
 OnProgress = Callable[[int, int, str], None]  # runs done, runs in all, a note
 
 # Who makes the negatives that a variant trains on, by the name of the file.
@@ -133,8 +134,9 @@ def run_ablation(
         on_progress: told about the runs.
 
     Returns:
-        The content of `ablation.json`: `seeds`, `variants` (their labels, finished seeds and per
-        split the figures), `valid` (share of usable negatives per level and source), `failures`.
+        The content of `ablation.json`: `seeds`, `variants` (their labels, finished seeds, per split
+        the figures, and their `changes` from the first variant, seed by seed), `valid` (share of
+        usable negatives per level and source), `failures`.
 
     Raises:
         InputError: data or configuration are wrong, or `out` holds another ablation.
@@ -170,8 +172,9 @@ def run_ablation(
                     if settings.loss.num_hard_negatives > len(valid.get(variant.negatives, ())):
                         valid[variant.negatives] = _valid(settings)
                 except Exception as error:
-                    logger.error("%s failed: %s", title, error)
-                    failures.append({"variant": variant.name, "seed": seed, "error": str(error)})
+                    reason = _sentence(error)
+                    logger.error("%s failed: %s", title, reason)
+                    failures.append({"variant": variant.name, "seed": seed, "error": reason})
                 done += 1
                 result = _result(config, seeds, chosen, found, valid, failures)
                 write_whole(out / RESULT_FILE, json.dumps(result, indent=1) + "\n")
@@ -247,6 +250,10 @@ def _valid(config: Config) -> list[float]:
     return [sum(any(row.valid[k : k + 1]) for row in rows) / len(rows) for k in levels]
 
 
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+
+
 # The table
 
 
@@ -259,6 +266,11 @@ def _result(
     failures: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     evaluations = [one for runs in found.values() for one in runs.values()]
+    figures = {
+        name: {seed: _figures(evaluation) for seed, evaluation in runs.items()}
+        for name, runs in found.items()
+    }
+    first = figures[chosen[0].name]
     return {
         "simulated": evaluations[0]["simulated"] if evaluations else None,
         "sanity_negatives": evaluations[0]["negatives"] if evaluations else None,
@@ -267,8 +279,15 @@ def _result(
         "variants": {
             variant.name: {
                 "label": variant.label,
-                "seeds": list(found[variant.name]),
-                "splits": _splits(list(found[variant.name].values())),
+                "seeds": list(figures[variant.name]),
+                "splits": _over_seeds(list(figures[variant.name].values())),
+                "changes": _over_seeds(
+                    [
+                        _minus(values, first[seed])
+                        for seed, values in figures[variant.name].items()
+                        if seed in first and variant is not chosen[0]
+                    ]
+                ),
             }
             for variant in chosen
         },
@@ -277,21 +296,24 @@ def _result(
     }
 
 
-def _splits(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+def _over_seeds(per_seed: Sequence[Figures]) -> dict[str, dict[str, Any]]:
     """Per split and figure the values of the seeds, their mean and their spread."""
-    per_seed = [_figures(evaluation) for evaluation in evaluations]
     return {
-        split: {
-            name: summary([figures[split][name] for figures in per_seed])
-            for name in per_seed[0][split]
-        }
-        for split in (per_seed[0] if per_seed else ())
+        split: {name: summary([figures[split][name] for figures in per_seed]) for name in names}
+        for split, names in (per_seed[0] if per_seed else {}).items()
     }
 
 
-def _figures(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """What the table shows of one run, by split; the composition gap stands beside the splits."""
-    figures: dict[str, dict[str, float]] = {}
+def _minus(figures: Figures, others: Figures) -> Figures:
+    return {
+        split: {name: value - others[split][name] for name, value in values.items()}
+        for split, values in figures.items()
+    }
+
+
+def _figures(evaluation: Evaluation) -> Figures:
+    """What the table shows of one run; the composition gap stands beside the splits."""
+    figures: Figures = {}
     for split, summed in evaluation["splits"].items():
         figures[split] = {name: summed["metrics"][name]["value"] for name in METRICS}
         figures[split] |= {
@@ -310,25 +332,30 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any], split: str) -> list[list[str]]:
-    """One split in percent, heading first: a line per variant with mean and spread."""
-    lines = {
-        name: (variant["label"], len(variant["seeds"]), variant["splits"].get(split, {}))
-        for name, variant in result["variants"].items()
-    }
-    names = list(dict.fromkeys(name for _, _, figures in lines.values() for name in figures))
+    """One split in percent, heading first: a line per variant with mean and spread.
+
+    The last column is the change of R1@0.5 from the first variant, seed by seed.
+    """
+    variants = result["variants"].values()
+    names = list(dict.fromkeys(n for variant in variants for n in variant["splits"].get(split, ())))
     return [
-        ["variant", "seeds", *names],
+        ["variant", "seeds", *names, f"{METRICS[0]} change"],
         *(
-            [label, str(seeds), *(_cell(figures.get(name)) for name in names)]
-            for label, seeds, figures in lines.values()
+            [
+                variant["label"],
+                str(len(variant["seeds"])),
+                *(_cell(variant["splits"].get(split, {}).get(name)) for name in names),
+                _cell(variant["changes"].get(split, {}).get(METRICS[0]), sign="+"),
+            ]
+            for variant in variants
         ),
     ]
 
 
-def _cell(figure: Mapping[str, Any] | None) -> str:
+def _cell(figure: Mapping[str, Any] | None, sign: str = "") -> str:
     if figure is None:
         return "-"
-    mean = f"{100 * figure['mean']:.1f}"
+    mean = f"{100 * figure['mean']:{sign}.1f}"
     return mean if figure["spread"] is None else f"{mean} ± {100 * figure['spread']:.1f}"
 
 
@@ -365,7 +392,7 @@ def page(result: Mapping[str, Any]) -> str:
         f"Percent: mean over training seeds ({seeds}) ± their standard deviation; "
         f"{result['epochs']} epochs each, the same rows, order and seeds for all. Sanity k: how "
         f"often the query's saliency beats that of its level-k negative inside the moment "
-        f"(negatives: {result['sanity_negatives']}).",
+        f"(negatives: {result['sanity_negatives']}). Change: from the first line, seed by seed.",
         "",
     ]
     for split, title in splits(result).items():

@@ -107,6 +107,15 @@ def test_the_table_has_mean_and_spread_of_the_evaluations(ablation):
     assert result["valid"] == {"published": [1.0, 1.0, 1.0]}
 
 
+def test_changes_are_those_of_each_seed(ablation):
+    variants = ablation[1]["variants"]
+    base, other = (variants[name]["splits"]["test_trivial"]["mIoU"]["values"] for name in TWO)
+    assert variants["published"]["changes"]["test_trivial"]["mIoU"] == summary(
+        [ours - theirs for ours, theirs in zip(other, base, strict=True)]
+    )
+    assert variants["base"]["changes"] == {}
+
+
 def test_spread_is_the_deviation_of_a_sample_and_unknown_for_one_seed():
     found = summary([0.1, 0.2, 0.6])
     assert math.isclose(found["mean"], 0.3)
