@@ -88,6 +88,7 @@ class Settings:
     batch_duplicates: int = 0  # repeated,
     batch_errors: int = 0  # moved to the error file,
     batch_unknown: int = 0  # and added under foreign ids
+    batch_lost: int = 0  # creations of which nothing is told, after they were done
     batch_requests: int = 50_000  # allowed in a file
     batch_bytes: int = 200_000_000
     file_pause: float = 0.0  # seconds before an upload or a creation is answered
@@ -121,8 +122,9 @@ def fill(messages, number):
 class ChatServer:
     """Answers on an event loop; `serving` runs one in a thread."""
 
-    def __init__(self, settings, answer=fill):
+    def __init__(self, settings, answer=fill, clock=time.monotonic):
         self.answer = answer
+        self.clock = clock  # of the limits
         self.defaults = settings
         self.reset()
 
@@ -293,7 +295,7 @@ class ChatServer:
         settings = self.settings
         if settings.requests_per_minute is None and settings.tokens_per_minute is None:
             return {}
-        now, span = time.monotonic(), settings.window_seconds
+        now, span = self.clock(), settings.window_seconds
         while self.window and self.window[0][0] <= now - span:
             self.window_tokens -= self.window.popleft()[1]
         wait = reset = self.window[0][0] + span - now if self.window else 0.0
@@ -379,6 +381,9 @@ class ChatServer:
                 response = self.error(request, 404, None, "no such thing")
         if pause:
             await asyncio.sleep(pause)
+        if (request.method, parts) == ("POST", ["batches"]) and self.settings.batch_lost:
+            self.set(batch_lost=self.settings.batch_lost - 1)
+            return cut(request)
         return response
 
     async def upload(self, request):

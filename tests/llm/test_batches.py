@@ -99,10 +99,16 @@ def test_every_request_is_answered_and_paid_once(server, tmp_path):
 
 def test_polls_become_rarer(server, tmp_path):
     naps = []
-    server.set(batch_seconds=0.3)
-    collected(server, tmp_path, range(2), naps=naps)
-    assert naps[:3] == [5.0, 7.5, 11.25]
-    assert max(naps) <= 120
+
+    async def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 10:
+            raise asyncio.CancelledError
+
+    server.set(batch_seconds=3600)
+    with pytest.raises(asyncio.CancelledError):
+        collected(server, tmp_path, range(2), sleep=nap)
+    assert naps == [min(5 * 1.5**number, 120) for number in range(10)]
 
 
 def test_a_request_that_comes_twice_is_asked_once(server, tmp_path):
@@ -273,6 +279,13 @@ def test_the_key_is_in_no_file(server, tmp_path, caplog):
     assert files
     shown = [*files, caplog.text, *answers.values(), *reasons.values()]
     assert not [text for text in shown if CANARY in text]
+
+
+def test_a_batch_whose_creation_was_not_confirmed_is_found_again(server, tmp_path):
+    server.set(batch_lost=1)
+    assert collected(server, tmp_path, range(10), max_requests=4) == (contents(range(10)), {})
+    assert server.stats()["batches"] == 3
+    assert paid_more_than_once(server, range(10)) == {}
 
 
 # -- kills -----------------------------------------------------------------------------------
