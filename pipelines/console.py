@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
@@ -30,6 +31,7 @@ results = Console()  # what a command was asked for
 console = Console(stderr=True)  # progress and mistakes
 
 _QUIET_SECONDS = 5.0  # between two plain lines
+_NAME_WIDTH = 26  # of what a line of an audit counts
 _SHOWN_MOMENTS = 5  # of a query; --json has all
 
 
@@ -157,8 +159,8 @@ def audit_lines(audits: Sequence["Audit"]) -> list[RenderableType]:
 
     lines: list[RenderableType] = []
     for found in audit_tables(audits):
-        table = Table(title=found.title, title_justify="left", title_style="bold")
-        table.add_column("")
+        table = Table(title=found.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        table.add_column("", min_width=_NAME_WIDTH)
         for heading in found.headings:
             table.add_column(heading, justify="right")
         for group in found.groups:
@@ -174,7 +176,36 @@ def audit_lines(audits: Sequence["Audit"]) -> list[RenderableType]:
                 table.add_row(Text(line.name), *map(Text, cells))
             table.add_section()
         lines += ["", table, Text(found.note, style="dim")]
+    if len(audits) == 1:
+        lines += _examples(audits[0])
     return [*lines, "", *(Text(note, style="dim") for note in audit_notes(audits))]
+
+
+def _examples(audit: "Audit") -> Iterator[Text]:
+    """The first example of each defect."""
+    from shine.audit_tables import audit_examples
+
+    yield Text("\nThe first of each", style="bold")
+    for defect, (one, *_) in audit_examples(audit):
+        yield Text(f"{defect} ({_printable(one['qid'])}, level {one['level']}):")
+        yield Text(f"  {_printable(one['query'])}", style="dim")
+        yield Text("  ").append_text(_marked(one["query"], one["negative"]))
+
+
+def _marked(query: str, negative: str) -> Text:
+    """A negative with the words that depart from its query marked."""
+    from shine.pages import marked
+
+    words = [
+        Text(_printable(word), "bold yellow" if new else "")
+        for word, new in marked(query, negative)
+    ]
+    return Text(" ").join(words) if words else Text("(no word)", style="dim")
+
+
+def _printable(text: str) -> str:
+    """Text of a file that cannot steer the terminal; invisible characters are seen."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def negative_lines(row: "Row", wrong: Sequence[Sequence[str]]) -> list[Text]:
@@ -184,23 +215,20 @@ def negative_lines(row: "Row", wrong: Sequence[Sequence[str]]) -> list[Text]:
         row: as a file of negatives has it.
         wrong: per level, what the row alone shows to be wrong with it.
     """
-    from shine.pages import marked
-
-    lines = [Text(f"{row.qid}, video {row.vid}", style="dim"), Text(row.query, style="bold")]
+    title = f"{_printable(row.qid)}, video {_printable(row.vid)}"
+    lines = [Text(title, style="dim"), Text(_printable(row.query), style="bold")]
     for level, (negative, found) in enumerate(zip(row.negatives, wrong, strict=True)):
         says = "not judged by the file"
         if row.valid:
             says = "valid" if row.valid[level] else "invalid"
         if row.reasons and row.reasons[level]:
-            says += f": {row.reasons[level]}"
-        title = Text(f"\nlevel {level + 1}", style="bold")
-        lines.append(title.append(f", {row.source_of(level)}, {says}", style="not bold"))
+            says += f": {_printable(row.reasons[level])}"
+        source = _printable(row.source_of(level))
+        heading = Text(f"\nlevel {level + 1}", style="bold")
+        lines.append(heading.append(f", {source}, {says}", style="not bold"))
         if row.masked:
-            lines.append(Text(f"  {row.masked[level]}", style="dim"))
-        text = Text("  ")
-        for word, changed in marked(row.query, negative):
-            text.append(word, style="bold yellow" if changed else "").append(" ")
-        lines.append(text if negative else Text("  (no sentence)", style="dim"))
+            lines.append(Text(f"  {_printable(row.masked[level])}", style="dim"))
+        lines.append(Text("  ").append_text(_marked(row.query, negative)))
         lines += [Text(f"  ! {sentence}", style="red") for sentence in found]
     return lines
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shine.audit_tables import Audit, audit_notes, audit_tables, labels
+from shine.audit_tables import Audit, audit_examples, audit_notes, audit_tables, labels
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.pages import environment, marked
@@ -46,16 +46,10 @@ def write_audit(audits: Sequence[Audit], out: Path) -> Path:
 
 def _examples(audit: Audit) -> list[dict[str, Any]]:
     """The examples of each defect with their altered words marked."""
-    texts = {defect["key"]: defect["text"] for defect in audit["defects"]}
-    order = [key for key in texts if key in audit["examples"]]
-    order += [key for key in audit["examples"] if key not in texts]
     return [
         {
-            "defect": texts.get(key, key),
-            "found": [
-                {**one, "words": marked(one["query"], one["negative"])}
-                for one in audit["examples"][key]
-            ],
+            "defect": text,
+            "found": [{**one, "words": marked(one["query"], one["negative"])} for one in examples],
         }
-        for key in order
+        for text, examples in audit_examples(audit)
     ]

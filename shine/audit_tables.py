@@ -93,6 +93,14 @@ def audit_notes(audits: Sequence[Audit]) -> list[str]:
     return notes
 
 
+def audit_examples(audit: Audit) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
+    """Each defect that occurs, in words, with its examples, in the order of the tables."""
+    found = audit["examples"]
+    texts = {defect["key"]: defect["text"] for defect in audit["defects"]}
+    keys = [*filter(found.__contains__, texts), *(key for key in found if key not in texts)]
+    return [(texts.get(key, key), found[key]) for key in keys]
+
+
 def _defects(audits: Sequence[Audit]) -> Table:
     one = audits[0] if len(audits) == 1 else None
     headings = labels(audits)
@@ -112,11 +120,16 @@ def _defects(audits: Sequence[Audit]) -> Table:
     if one is not None:
         headings = ["count", *(f"level {n + 1}" for n in range(len(one["levels"])))]
         levels = one["levels"]
-        sizes[1:] = [
-            Line(line.name, [*line.cells, *(Cell(f"{level[key]:,}") for level in levels)])
-            for line, key in zip(sizes[1:], ("negatives", "invalid"), strict=True)
+        judged = one["invalid"] is not None
+        by_level = [
+            [Cell("")] * len(levels),
+            [_count(level["negatives"]) for level in levels],
+            [_count(level["invalid"] if judged else None) for level in levels],
         ]
-        sizes[0] = Line(sizes[0].name, [*sizes[0].cells, *[Cell("")] * len(levels)])
+        sizes = [
+            Line(line.name, [*line.cells, *cells])
+            for line, cells in zip(sizes, by_level, strict=True)
+        ]
     words = [Cell(f"{audit['new_words']:,}") for audit in audits]
     if one is not None:
         words += [Cell("")] * len(one["levels"])
@@ -151,9 +164,9 @@ def _levels(audits: Sequence[Audit]) -> Table:
         groups.append(Group(name, lines))
     return Table(
         "Levels",
-        "Share of the query's words that a level changes, and the words both have over all words "
-        "(Jaccard).",
-        ("negatives", "changed", "5th to 95th percentile", "overlap"),
+        "Share of the query's words that a level changes, mean and percentiles, and the words "
+        "both have over all words (Jaccard).",
+        ("negatives", "changed", "5th to 95th", "overlap"),
         groups,
     )
 
@@ -198,7 +211,7 @@ def _plausibility(audits: Sequence[Audit]) -> Table:
         if (found := audit["plausibility"]) is None:
             continue
         true = _judged("true captions", found["true"])
-        shuffled = _judged("true captions, words shuffled", found["shuffled"])
+        shuffled = _judged("their words shuffled", found["shuffled"])
         ends.setdefault(f"{true}{shuffled}", (true, shuffled))
         lines = [
             _judged(f"level {entry['level']}{_made_by(entry)}", entry)
@@ -210,8 +223,9 @@ def _plausibility(audits: Sequence[Audit]) -> Table:
         "Plausibility",
         "Mean log-probability per word in nats, by networks that know other videos alone; the "
         "share of sentences at or above the 5th and the 25th percentile of true captions; the "
-        "same of the new words alone, and of the words that they replace.",
-        ("per word", "above 5th", "above 25th", "new words", "words replaced", "unknown words"),
+        "mean of the new words alone, and of the words that they replace; the share of words that "
+        "the networks do not know.",
+        ("per word", "> 5th", "> 25th", "new", "replaced", "unknown"),
         [*bounds, *groups],
     )
 

@@ -74,10 +74,10 @@ DEFECTS: Final = tuple(
     Defect(key, text, of)
     for key, of, text in (
         ("length", "negatives", "number of words differs from the masked template"),
-        ("slot_kept", "negatives", "a masked word is left as it was (equal number of words)"),
-        ("slot_kept_any", "negatives", "the same, whatever the number of words"),
+        ("slot_kept", "negatives", "a masked word is left (equal number of words)"),
+        ("slot_kept_any", "negatives", "a masked word is left (any number of words)"),
         ("other_changed", "negatives", "an unmasked word changed (equal number of words)"),
-        ("other_changed_any", "negatives", "the same, whatever the number of words"),
+        ("other_changed_any", "negatives", "an unmasked word changed (any number of words)"),
         ("article_changed", "negatives", "only a or an before a masked word changed"),
         ("mask_left", "negatives", "a mask is left in the sentence"),
         ("empty", "negatives", "no word at all"),
