@@ -131,6 +131,7 @@ class Limiter:
         config: the limits, prices and budget.
         clock: seconds, never running backwards.
         random: a number in [0, 1).
+        spent: dollars of the budget that are gone before the first request.
         lease_seconds: a worker not heard of for so long is dead, and its permits are free. Workers
             call at least every third of it.
         max_down_seconds: with no answer for so long, in spite of attempts, the job stops.
@@ -142,6 +143,7 @@ class Limiter:
         *,
         clock: Callable[[], float],
         random: Callable[[], float],
+        spent: float = 0.0,
         lease_seconds: float = 30.0,
         max_down_seconds: float = 600.0,
     ):
@@ -149,6 +151,7 @@ class Limiter:
         self._config = config
         self._clock = clock
         self._random = random
+        self._spent = spent
         self._lease = lease_seconds
         self._max_down = max_down_seconds
         self._started = now
@@ -184,8 +187,10 @@ class Limiter:
 
     @property
     def dollars(self) -> float:
-        """Spent by all workers heard of; permits lost with a worker count whole."""
-        return sum(worker.report.dollars + worker.lost_dollars for worker in self._workers.values())
+        """Spent before and by all workers heard of; permits lost with a worker count whole."""
+        return self._spent + sum(
+            worker.report.dollars + worker.lost_dollars for worker in self._workers.values()
+        )
 
     def exchange(self, worker: str, report: Report, wanted: Sequence[int]) -> Grant:
         """Takes a report in and grants permits.
