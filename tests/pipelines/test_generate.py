@@ -11,7 +11,13 @@ from tagged import GRID, counted, plain
 
 from pipelines.negatives import ProposeNegatives, TagVideos, generate, video_tables
 from shine.config import Config, NegativesConfig
-from shine.data.annotations import normalized, read_annotations
+from shine.data.annotations import (
+    VideoIndex,
+    normalized,
+    read_annotations,
+    to_record,
+    write_jsonl,
+)
 from shine.errors import InputError
 from shine.files import sha256
 from shine.language.negatives import read_negatives
@@ -126,12 +132,15 @@ def test_generate_writes_the_same_bytes_with_one_worker_and_with_two(ray_cluster
             source=source,
             out=out,
             num_workers=workers,
-            on_progress=lambda done, total: seen.append((done, total)),
+            on_progress=lambda *step: seen.append(step),
         )
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    assert seen[-1] == (len(GRID), len(GRID))
+    assert (len(GRID), len(GRID), "tagging") in seen
+    assert seen[-1] == (len(GRID), len(GRID), "proposing")
     assert summary["rows"] == len(GRID)
     assert summary["levels"] == 3
+    assert summary["sources"] == {"corpus": 3 * len(GRID)}
+    assert summary["dollars"] == 0
     found = read_negatives(outs[1])
     assert list(found) == [f"q{i}" for i in range(len(GRID))]
     invalid = [sum(not n.valid[level] for n in found.values()) for level in range(3)]
@@ -149,6 +158,55 @@ def test_generate_writes_the_same_bytes_with_one_worker_and_with_two(ray_cluster
             assert not valid or normalized(query) not in told[i % (len(GRID) // 3)]
 
 
+def test_counts_of_parts_add_up_to_those_of_the_whole():
+    captions = [plain(words) for words in GRID[:12]]
+    whole = pa.table(
+        {"vid": ["a", "b", "c"], "queries": [captions[:4], captions[4:5], captions[5:]]}
+    )
+    tag = TagVideos("shine")
+
+    def counts(table):
+        told = json.loads(tag(table)["counts"][0].as_py())
+        return [Counter({tuple(key): n for *key, n in rows}) for rows in told]
+
+    parts = [counts(whole.slice(i, 1)) for i in range(3)]
+    words, contexts = (sum(counters, Counter()) for counters in zip(*parts, strict=True))
+    assert [words, contexts] == counts(whole)
+    assert words["VERB", "VBZ", "opens", "open"] > 0
+
+
+@pytest.mark.ray
+def test_the_fields_jsonl_is_written_where_the_name_asks_for_it(ray_cluster, tmp_path):
+    source = annotation_file(tmp_path / "train.jsonl", [plain(words) for words in GRID])
+    generate(Config(), source=source, out=tmp_path / "n.parquet")
+    generate(Config(), source=source, out=tmp_path / "n.jsonl")
+    assert read_negatives(tmp_path / "n.jsonl") == read_negatives(tmp_path / "n.parquet")
+    first = json.loads((tmp_path / "n.jsonl").read_text().splitlines()[0])
+    assert first["relevant_windows"] == [[1.0, 9.0]]
+
+
+@pytest.mark.ray
+def test_negatives_of_a_file_are_judged_and_mended(ray_cluster, tmp_path):
+    captions = [plain(words) for words in GRID]
+    source = annotation_file(tmp_path / "train.jsonl", captions)
+    generate(Config(), source=source, out=tmp_path / "mine.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    lines[0]["recomposed_queries"][0] = lines[0]["query"]  # no negative at all
+    del lines[1]["recomposed_queries"]
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text("\n".join(map(json.dumps, lines)))
+    config = Config(negatives=NegativesConfig(generator="file", file=str(theirs)))
+    summary = generate(config, source=source, out=tmp_path / "n.parquet")
+    assert summary["sources"] == {"corpus": 4, "file": 3 * len(GRID) - 4}
+    assert summary["invalid"] == [0, 0, 0]
+    rows = pq.read_table(tmp_path / "n.parquet").to_pylist()
+    assert rows[0]["source"] == ["corpus", "file", "file"]
+    assert rows[0]["refused"][0] == "a slot is unchanged, equal to the query"
+    assert rows[0]["attempts"] == [2, 1, 1]
+    assert rows[1]["source"] == ["corpus"] * 3
+    assert rows[2]["recomposed_queries"] == lines[2]["recomposed_queries"]
+
+
 @pytest.mark.ray
 def test_one_caption_alone_is_no_error(ray_cluster, tmp_path):
     source = annotation_file(tmp_path / "train.jsonl", ["a person opens a door."])
@@ -164,8 +222,8 @@ def test_wrong_input_is_told_before_a_cluster_starts(tmp_path):
     with pytest.raises(InputError, match="the file is empty"):
         generate(Config(), source=tmp_path / "empty.jsonl", out=out)
     source = annotation_file(tmp_path / "train.jsonl", ["a person sits."])
-    with pytest.raises(InputError, match=r"name a file \.parquet"):
-        generate(Config(), source=source, out=tmp_path / "n.jsonl")
+    with pytest.raises(InputError, match=r"name a file \.parquet or \.jsonl"):
+        generate(Config(), source=source, out=tmp_path / "n.csv")
     with pytest.raises(InputError, match="cannot write negatives"):
         generate(Config(), source=source, out=source / "n.parquet")
     missing = Config(negatives=NegativesConfig(tagger="en_core_web_none"))
@@ -175,10 +233,12 @@ def test_wrong_input_is_told_before_a_cluster_starts(tmp_path):
 
 
 @pytest.mark.skipif(not CHARADES.is_file(), reason="needs the published Charades-CG files")
-def test_real_captions_get_negatives_free_of_the_published_defects():
+def test_real_captions_get_negatives_free_of_the_published_defects(tmp_path):
     annotations = read_annotations(CHARADES)[:2000]
+    part = tmp_path / "part.jsonl"
+    write_jsonl(part, map(to_record, annotations))
     tag = TagVideos("shine")
-    tables = [tag(table) for table in video_tables(annotations)]
+    tables = [tag(table) for table in video_tables(VideoIndex(part))]
     captions = [
         tuple(Word(**word) for word in caption)
         for table in tables
