@@ -389,7 +389,10 @@ class ChatServer:
     async def upload(self, request):
         fields = {}
         async for part in await request.multipart():
-            fields[part.name] = bytes(await part.read())
+            content = bytearray()  # piece by piece, because whole parts may have one megabyte
+            while piece := await part.read_chunk(1 << 20):
+                content += piece
+            fields[part.name] = bytes(content)
         if len(fields["file"]) > self.settings.batch_bytes:
             return self.error(request, 413, None, "file too large")
         assert fields["purpose"] == b"batch", fields["purpose"]

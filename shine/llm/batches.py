@@ -251,7 +251,7 @@ class _Job:
         async def send(api: openai.AsyncOpenAI) -> str:
             self._lines.seek(0)
             name = f"shine-{entry.number:06d}.jsonl"
-            content = (name, self._lines.read(), "application/jsonl")
+            content = (name, self._lines, "application/jsonl")
             uploaded = await api.files.create(file=content, purpose="batch", timeout=seconds)
             return uploaded.id
 

@@ -124,6 +124,11 @@ def test_files_stay_under_their_bytes(server, tmp_path):
     assert server.stats()["files"] > 2
 
 
+def test_files_of_megabytes_are_uploaded_whole(server, tmp_path):
+    answers, _ = collected(server, tmp_path, range(3), schema={"enum": ["x" * 1_000_000]})
+    assert answers == contents(range(3))
+
+
 def test_no_requests_ask_nothing(server, tmp_path):
     assert collected(server, tmp_path, []) == ({}, {})
     assert server.stats()["headers"] == {}
@@ -243,6 +248,22 @@ def test_a_provider_that_is_down_is_waited_for_and_then_told(server, tmp_path):
     assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
     server.set(down=False)
     assert collected(server, tmp_path, range(5)) == (contents(range(5)), {})
+
+
+def test_an_upload_that_fails_is_made_whole_again(server, tmp_path):
+    naps = []
+
+    def numbers():
+        yield from range(9)
+        server.set(down=True)
+
+    async def nap(seconds):
+        naps.append(seconds)
+        server.set(down=len(naps) < 3)
+
+    assert collected(server, tmp_path, numbers(), sleep=nap) == (contents(range(9)), {})
+    assert naps == [1, 2, 4]
+    assert server.stats()["batches"] == 1
 
 
 def test_an_endpoint_without_batches_is_told(server, tmp_path):
