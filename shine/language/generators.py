@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from shine.config import NegativesConfig
 from shine.data.annotations import normalized
-from shine.language.lexicon import OWN, Meanings, is_person
+from shine.language.lexicon import OWN, Meanings, is_person, takes
 from shine.language.masking import is_content, mask_levels, masked_slots, recompose
 from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Context, Neighbours, contexts
@@ -254,14 +254,15 @@ class CorpusGenerator(VocabularyGenerator):
     """Fills slots by words that stand in such company in the training captions.
 
     With n(c) the count of a candidate, n(c, v) how often it stood in context v, p(v) the share of v
-    among the contexts of its name, and w the weight of that name, the log weight of a candidate is
+    among the contexts of its name, and a, b the weights of that name, its log weight is
 
-        PRIOR log n(c) + sum_v w ( SUPPORT n(c, v) / (n(c, v) + 1)
-                                   + FIT log( (n(c, v) + BACK_OFF p(v)) / (n(c) + BACK_OFF) ) )
+        PRIOR log n(c) + sum_v ( a n(c, v) / (n(c, v) + HALF)
+                                 + b log( (n(c, v) + BACK_OFF p(v)) / (n(c) + BACK_OFF) ) )
 
     The first term of the sum asks whether the company was ever seen; where no candidate has been
     seen in a context, it decides nothing. The second prefers words that keep this company to words
     that keep any. Contexts overlap, so both are far weaker than independent evidence would be.
+    Verbs that grammar rules out ("sneezes a box") come last.
 
     Args:
         vocabulary: words of the training captions; nothing else enters a negative.
@@ -271,30 +272,32 @@ class CorpusGenerator(VocabularyGenerator):
 
     name = "corpus"
 
-    PRIOR: Final = 0.25
-    SUPPORT: Final = 6.0
-    FIT: Final = 0.6
+    PRIOR: Final = 0.4
+    HALF: Final = 3.0
     BACK_OFF: Final = 0.5
-    WEIGHTS: Final = {
-        "before": 2.0,
-        "after": 0.5,
-        "left": 0.25,
-        "right": 0.25,
-        "frame": 1.0,
-        "object": 1.5,
-        "second": 0.5,
-        "verb": 1.0,
-        "particle": 2.0,
-        "phrase": 1.0,
-        "of": 1.5,
-        "whole": 1.5,
-        "modifier": 1.0,
-        "head": 1.0,
+    UNFIT: Final = 20.0  # taken from verbs that grammar rules out
+    WEIGHTS: Final = {  # a, b
+        "before": (4.0, 0.2),
+        "determiner": (16.0, 0.8),
+        "after": (4.0, 0.2),
+        "left": (2.0, 0.1),
+        "right": (2.0, 0.1),
+        "frame": (16.0, 0.8),
+        "object": (16.0, 0.6),
+        "second": (4.0, 0.2),
+        "verb": (16.0, 0.6),
+        "particle": (16.0, 0.8),
+        "phrase": (8.0, 0.4),
+        "of": (12.0, 0.6),
+        "whole": (12.0, 0.6),
+        "modifier": (12.0, 0.6),
+        "head": (12.0, 0.6),
     }
 
     def __init__(self, vocabulary: Vocabulary, neighbours: Neighbours, config: NegativesConfig):
         super().__init__(vocabulary, config)
         self._neighbours = neighbours
+        self._unfits: dict[tuple[Kind, str], Int[np.ndarray, " unfit"]] = {}
         self._absences: dict[tuple[Kind, str], Scores] = {}
         self._presences: dict[tuple[Kind, Context], tuple[Int[np.ndarray, " hit"], Scores]] = {}
 
@@ -307,11 +310,21 @@ class CorpusGenerator(VocabularyGenerator):
     ) -> Scores:
         scores = self.PRIOR * candidates.log_count
         for context in contexts(words, slot, unknown):
-            weight = self.WEIGHTS[context[0]]
             numbers, gains = self._presence(candidates, context)
-            scores += weight * self._absence(candidates, context[0])
-            scores[numbers] += weight * gains
+            scores += self._absence(candidates, context[0])
+            scores[numbers] += gains
+            if context[0] == "frame":
+                scores[self._unfit(candidates, context[1])] -= self.UNFIT
         return scores
+
+    def _unfit(self, candidates: Candidates, frame: str) -> Int[np.ndarray, " unfit"]:
+        """The verbs that grammar keeps from standing before such words."""
+        key = candidates.kind, frame
+        if key not in self._unfits:
+            self._unfits[key] = np.array(
+                [i for i, e in enumerate(candidates.entries) if not takes(e.lemma, frame)], np.int64
+            )
+        return self._unfits[key]
 
     def _absence(self, candidates: Candidates, name: str) -> Scores:
         """The factor of a context in which a candidate never stood, as a log."""
@@ -321,7 +334,8 @@ class CorpusGenerator(VocabularyGenerator):
             counts = np.array(
                 [self._neighbours.occurrences(pos, name, e.lemma) for e in candidates.entries]
             )
-            self._absences[key] = self.FIT * np.log(self.BACK_OFF / (counts + self.BACK_OFF))
+            _, fit = self.WEIGHTS[name]
+            self._absences[key] = fit * np.log(self.BACK_OFF / (counts + self.BACK_OFF))
         return self._absences[key]
 
     def _presence(
@@ -339,7 +353,8 @@ class CorpusGenerator(VocabularyGenerator):
             ]
             numbers = np.array([number for number, _ in hits], np.int64)
             held = np.array([count for _, count in hits], float)
-            gains = self.SUPPORT * held / (held + 1) + self.FIT * np.log1p(held / (back_off or 1.0))
+            seen, fit = self.WEIGHTS[context[0]]
+            gains = seen * held / (held + self.HALF) + fit * np.log1p(held / (back_off or 1.0))
             if len(self._presences) >= _MAX_CACHED:
                 self._presences.clear()
             self._presences[key] = numbers, gains

@@ -30,6 +30,21 @@ complete try attempt appear seem pretend decide want need like love hope plan in
 happen tend help let
 """
 
+# Verbs that have no object, that have one, and those whose object goes somewhere.
+_OBJECTLESS: Final = """
+sneeze cough yawn laugh giggle chuckle smile grin cry weep talk speak chat look stare gaze glance
+awaken wake awake sleep nap doze snooze sit lie recline relax crouch kneel squat bend stoop lean
+walk run jog step stroll wander go come arrive appear seem proceed return rise arise fall wait
+linger remain work snore shout yell react dance
+"""
+_TRANSITIVE: Final = """
+hold take throw grab get bring carry remove give fix pour grasp hug pick hang drop find use wear
+make load toss fetch grip want need like love contain touch flip flick
+"""
+_PLACING: Final = """
+put lay set place stick position
+"""
+
 _VERBS: Final = """
 take grab get pick snatch seize grasp obtain retrieve fetch
 take: have use bring carry collect gather remove lift receive
@@ -542,6 +557,9 @@ def _related(*sections: str) -> dict[str, frozenset[str]]:
 
 _ACTORS: Final = frozenset(_PERSONS.split())
 _LEADERS: Final = frozenset(_LEADING.split())
+_WITHOUT_OBJECT: Final = frozenset(_OBJECTLESS.split())
+_WITH_PLACE: Final = frozenset(_PLACING.split())
+_WITH_OBJECT: Final = _WITH_PLACE | frozenset(_TRANSITIVE.split())
 _NEAR: Final = {
     "VERB": _related(_VERBS),
     "NOUN": _related(_NOUNS),
@@ -569,6 +587,22 @@ def is_person(lemma: str) -> bool:
 def leads(lemma: str) -> bool:
     """Whether a verb, with another after it, says little of what happens: "starts eating"."""
     return lemma in _LEADERS
+
+
+def takes(verb: str, frame: str) -> bool:
+    """Whether a verb can stand before such words; "sneezes a box" and "puts a box" are no English.
+
+    Args:
+        verb: dictionary form; one that is not known takes anything.
+        frame: what follows it up to the next verb, as `neighbours.contexts` names it.
+    """
+    first, _, rest = frame.partition(" ")
+    has_object = first == "noun" or (first.endswith("!") and rest.startswith("noun"))
+    if has_object:
+        return verb not in _WITHOUT_OBJECT and (frame != "noun" or verb not in _WITH_PLACE)
+    leading = leads(verb) and verb not in ("go", "come", "stop", "finish", "end", "help")
+    followed = first.startswith("VB") or (first == "to" and rest.startswith("VB"))
+    return verb not in _WITH_OBJECT and (followed or not leading)
 
 
 def near_synonyms(lemma: str, pos: str) -> frozenset[str]:

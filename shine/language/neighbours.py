@@ -68,7 +68,8 @@ def contexts(
 
     | name | told of | value |
     |---|---|---|
-    | before | every word | form of the word before; possessives are one; "bare": no article |
+    | before | every word but nouns | form of the word before; possessives are one |
+    | determiner | a noun | the same; "bare": no article |
     | after | every word | what comes after: a preposition or particle itself, else its kind |
     | left, right | every word | lemma of the next verb, noun or preposition on that side |
     | frame | a verb | all that follows it in its clause, nouns without their words |
@@ -91,7 +92,7 @@ def contexts(
         words, index = words[low:high], index - low
     pos = words[index].pos
     found: list[tuple[str, str, tuple[int, ...]]] = [
-        ("before", _before(words, index), (index - 1,)),
+        ("determiner" if pos in _NOUNS else "before", _before(words, index), (index - 1,)),
         ("after", *_after(words, index)),
     ]
     for name, i in (("left", _left(words, index)), ("right", _right(words, index))):

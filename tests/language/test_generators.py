@@ -258,13 +258,25 @@ def test_corpus_weights_are_those_of_its_equation():
             count = neighbours.occurrences("VERB", context[0], entry.lemma)
             share = neighbours.share("VERB", context)
             fit = math.log((held + g.BACK_OFF * share) / ((count + g.BACK_OFF) * share))
-            total += g.WEIGHTS[context[0]] * (g.SUPPORT * held / (held + 1) + g.FIT * fit)
+            seen, weight = g.WEIGHTS[context[0]]
+            total += seen * held / (held + g.HALF) + weight * fit
         return total
 
     expected = np.array([log_weight(entry) for entry in candidates.entries])
     np.testing.assert_allclose(
         generator._scores(candidates, words, slot, unknown), expected, rtol=1e-12
     )
+
+
+def test_grammar_comes_before_company():
+    """However often "sneezes" occurs, it takes no object as long as another verb does."""
+    corpus = [tagged("a/DT man/NN sneezes/VBZ=sneeze ./.")] * 500 + [*GRID]
+    vocabulary, neighbours = counted(corpus)
+    generator = CorpusGenerator(vocabulary, neighbours, NegativesConfig(ratios=(0.1,)))
+    for number in range(50):
+        (sentence,) = generator.propose(GRID[0], ((2,),), qid=str(number), refused=())
+        assert sentence is not None
+        assert "sneezes" not in sentence
 
 
 def test_every_context_has_a_weight():

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tagged import tagged
 
-from shine.language.lexicon import OWN, Meanings, content, is_person, leads, near_synonyms
+from shine.language.lexicon import OWN, Meanings, content, is_person, leads, near_synonyms, takes
 
 POS = ("VERB", "NOUN", "ADJ", "ADP", "ADV")
 
@@ -145,6 +145,31 @@ def test_another_lexicon_counts_in_both_directions_and_beside_our_own():
     query = content(tagged("unbars/VBZ=unbar the/DT door/NN"))
     assert both.says(caption, query)
     assert not OWN.says(caption, query)
+
+
+@pytest.mark.parametrize(
+    ("verb", "frame", "fits"),
+    [
+        ("sneeze", "noun", False),
+        ("sneeze", "in noun", True),
+        ("laugh", "up! noun", False),
+        ("put", "noun", False),
+        ("put", "noun on noun", True),
+        ("put", "down! noun", True),
+        ("put", "in noun", False),
+        ("hold", "", False),
+        ("hold", "noun", True),
+        ("start", "in", False),
+        ("start", "VBG", True),
+        ("start", "to VB", True),
+        ("start", "noun", True),
+        ("go", "to noun", True),
+        ("unheard", "noun", True),
+        ("unheard", "", True),
+    ],
+)
+def test_grammar_rules_verbs_out_before_what_they_cannot_take(verb, frame, fits):
+    assert takes(verb, frame) is fits
 
 
 def test_verbs_that_lead_to_others_are_no_acts_of_their_own():
