@@ -407,11 +407,10 @@ class SegmentWriter:
         """Whether one more answer leaves fewer than `segment_answers` unwritten."""
         return self._unwritten + 1 < self._segment_answers
 
-    async def add(self, answer: Answer) -> None:
-        """Returns when `answer` is durable.
+    def add(self, answer: Answer) -> asyncio.Future[None]:
+        """`answer` is in the segment begun, and durable when the future is done.
 
-        Raises:
-            InputError: the storage fails.
+        The future raises InputError where the storage fails.
         """
         loop = asyncio.get_running_loop()
         if self._segment is None:
@@ -422,7 +421,7 @@ class SegmentWriter:
         self._unwritten += 1
         if len(self._buffer) >= self._segment_answers:
             self.seal()
-        await asyncio.shield(segment)
+        return asyncio.shield(segment)
 
     def seal(self) -> None:
         """The segment begun, if any, is being written."""
@@ -436,7 +435,7 @@ class SegmentWriter:
         self._buffer, self._segment, self._timer = [], None, None
 
     async def flush(self) -> None:
-        """Every answer added is durable, or its `add` has raised."""
+        """Every answer added is durable, or its future has raised."""
         self.seal()
         while self._writing:
             await asyncio.wait(self._writing)
@@ -446,7 +445,7 @@ class SegmentWriter:
             await self._offload(functools.partial(self._write, answers))
         except Exception as error:
             segment.set_exception(error)
-            segment.exception()  # seen, even if every `add` was cancelled
+            segment.exception()  # seen, even if nobody waits any more
         else:
             self._unwritten -= len(answers)
             segment.set_result(None)

@@ -393,7 +393,8 @@ class Limiter:
         me = self._workers[name]
         delays = [self._quiet_until - now, self._blocked_until - now]
         if me.held >= share or self._held >= max(1.0, self._in_flight):
-            delays.append(_POLL_SECONDS)
+            others = self._held > me.held or self._in_flight < self._allowed
+            delays.append(_POLL_SECONDS if others else self._lease / 3)  # its own it returns itself
         if self._is_ahead(me, share, now):
             delays.append(_POLL_SECONDS / 2)
         if self._open_until is not None:
