@@ -71,13 +71,17 @@ def audit_tables(audits: Sequence[Audit]) -> list[Table]:
 def audit_notes(audits: Sequence[Audit]) -> list[str]:
     """How it was counted, and what is missing, in sentences."""
     notes = [audits[0]["rule"]]
+    told: dict[str, list[str]] = {}
     for name, audit in zip(labels(audits), audits, strict=True):
         training = audit["training"]
         where = "its own queries" if audit["train"] is None else ", ".join(audit["train"])
-        notes.append(
-            f"{name}: the training captions are {where}: {training['captions']:,}, of which "
+        sentence = (
+            f"the training captions are {where}: {training['captions']:,}, of which "
             f"{training['distinct_captions']:,} are distinct, of {training['words']:,} words."
         )
+        told.setdefault(sentence, []).append(name)
+    notes += [f"{', '.join(names)}: {sentence}" for sentence, names in told.items()]
+    for name, audit in zip(labels(audits), audits, strict=True):
         if missing := audit["plausibility_missing"]:
             notes.append(f"{name}: plausibility was not judged: {missing}.")
         if (judged := audit["plausibility"]) and judged["rows"] < audit["rows"]:
@@ -223,9 +227,9 @@ def _plausibility(audits: Sequence[Audit]) -> Table:
         "Plausibility",
         "Mean log-probability per word in nats, by networks that know other videos alone; the "
         "share of sentences at or above the 5th and the 25th percentile of true captions; the "
-        "mean of the new words alone, and of the words that they replace; the share of words that "
-        "the networks do not know.",
-        ("per word", "> 5th", "> 25th", "new", "replaced", "unknown"),
+        "mean of the new words alone, of those among them that the networks know, and of the old "
+        "words that they replace; the share of words that the networks do not know.",
+        ("per word", "> 5th", "> 25th", "new", "known", "old", "unknown"),
         [*bounds, *groups],
     )
 
@@ -241,7 +245,10 @@ def _judged(name: str, entry: Mapping[str, Any]) -> Line:
         [
             Cell(_decimal(entry["per_word"], 2)),
             *(Cell(_percent(share), share) for share in shares),
-            *(Cell(_decimal(entry.get(key), 2)) for key in ("changed_words", "words_replaced")),
+            *(
+                Cell(_decimal(entry.get(key), 2))
+                for key in ("changed_words", "changed_known_words", "words_replaced")
+            ),
             Cell(_percent(entry["unknown_words"])),
         ],
     )

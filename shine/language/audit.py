@@ -7,13 +7,14 @@ a sample of rows for the language models. This is the one place that reads test 
 import hashlib
 import heapq
 import itertools
+import operator
 import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,6 +95,7 @@ DEFECTS: Final = tuple(
         ("repeated_id", "rows", "the query id occurred before"),
     )
 )
+_OF_ROWS: Final = frozenset(defect.key for defect in DEFECTS if defect.of == "rows")
 _NEED_TEMPLATE: Final = frozenset(
     ("length", "slot_kept", "slot_kept_any", "other_changed", "other_changed_any")
 ) | {"article_changed", "template_differs"}
@@ -170,7 +172,7 @@ def row_defects(row: Row) -> list[set[str]]:
             keys.add("empty")
         if _MASK.search(text):
             keys.add("mask_left")
-        if any(not c.isascii() and (c.isspace() or unicodedata.category(c) == "Cf") for c in text):
+        if not text.isascii() and any(map(_is_odd_blank, text)):
             keys.add("odd_blank")
         if words == query:
             keys.add("equals_query")
@@ -191,6 +193,17 @@ def overlap(one: Sequence[str], other: Sequence[str]) -> float:
     return len(mine & theirs) / (len(mine | theirs) or 1)
 
 
+@lru_cache(maxsize=1 << 14)
+def _plain(word: str) -> str:
+    return normalized(word)
+
+
+def _is_odd_blank(character: str) -> bool:
+    if character.isascii():
+        return False
+    return character.isspace() or unicodedata.category(character) == "Cf"
+
+
 def _distance(mine: float, last: float) -> tuple[tuple[str, bool], ...]:
     return ("nearer_level", mine > last), ("no_further_level", mine >= last)
 
@@ -199,7 +212,7 @@ def _template_defects(query: str, masked: str, text: str) -> set[str]:
     """What a negative makes of its template; words are those between white space."""
     keys: set[str] = set()
     slots = [_MASK.search(word) is not None for word in masked.split()]
-    template, said, told = ([normalized(word) for word in t.split()] for t in (masked, text, query))
+    template, said, told = ([_plain(word) for word in t.split()] for t in (masked, text, query))
     kept = [word for word, slot in zip(template, slots, strict=True) if not slot]
     if len(template) != len(told):
         keys.add("template_differs")
@@ -505,13 +518,10 @@ class _Counting:
             level.overlap += overlap(query, words)
             lost, _ = changed_places(query, words)
             level.shares[sum(lost) / (len(lost) or 1)] += 1
-            for defect in DEFECTS:
-                if defect.key not in keys:
-                    continue
-                if defect.of == "rows":
-                    of_row.add(defect.key)
-                level.defects[defect.key] += 1
-                self._example(defect.key, row, number, text)
+            level.defects.update(keys)
+            of_row |= keys & _OF_ROWS
+            for key in sorted(keys):
+                self._example(key, row, number, text)
             self._against_tests(plain, pairs.get(text, frozenset()), row, number, text)
         self._row_defects.update(of_row)
         if "repeated_id" in of_row:
@@ -712,13 +722,16 @@ def _changed(
 ) -> dict[str, float | None]:
     """Mean log-probability of the new words, and of the words of the queries that they replace."""
     new: list[float] = []
+    known: list[float] = []
     old: list[float] = []
     for scores, caption, true, query in found:
         lost, added = changed_places(query.words, caption.words)
         new += itertools.compress(scores.words, added)
+        known += itertools.compress(scores.words, map(operator.and_, added, scores.known))
         old += itertools.compress(true.words, lost)
     return {
         "changed_words": float(np.mean(new)) if new else None,
+        "changed_known_words": float(np.mean(known)) if known else None,
         "words_replaced": float(np.mean(old)) if old else None,
     }
 

@@ -41,7 +41,12 @@ class Scores:
 
     words: tuple[float, ...]
     end: float  # that the sentence ends there
-    unknown: int  # words that the network never saw, or once
+    known: tuple[bool, ...]  # False for words that the network never saw, or once
+
+    @property
+    def unknown(self) -> int:
+        """How many words the network does not know."""
+        return self.known.count(False)
 
     @property
     def mean(self) -> float:
@@ -165,8 +170,8 @@ class _Model:
                 picked = logs.gather(2, wanted[..., None])[..., 0].tolist()
                 for row, values in zip(chosen, picked, strict=True):
                     count = len(rows[row])
-                    unknown = rows[row].count(_UNKNOWN)
-                    found[row] = Scores(tuple(values[:count]), values[count], unknown)
+                    known = tuple(number != _UNKNOWN for number in rows[row])
+                    found[row] = Scores(tuple(values[:count]), values[count], known)
         return [found[row] for row in range(len(rows))]
 
     def _encode(self, words: Sequence[str]) -> list[int]:
