@@ -7,7 +7,6 @@ has not written down: `segment_answers - 1` of each of the tables it works on at
 
 import asyncio
 import hashlib
-import logging
 import random
 import time
 import uuid
@@ -16,9 +15,11 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipelines.stage import run_stage
 from shine.config import LlmConfig
 from shine.errors import InputError
 from shine.llm.answers import AnswerStore
+from shine.llm.asking import Permits, ask
 from shine.llm.batches import ask_in_batches
 from shine.llm.client import ChatClient, read_key
 from shine.llm.filling import SCHEMA
@@ -29,7 +30,6 @@ REQUESTS: Final = pa.schema(
     [("key", pa.string()), ("messages", pa.string()), ("prompt_tokens", pa.int64())]
 )
 _CPUS: Final = 0.1  # of a worker, which mostly waits
-_MAX_RESTARTS: Final = 3
 _COLLECTED: Final = 500  # answers of a provider's batch between two reports
 _OUTCOME: Final = pa.schema(
     [
@@ -55,7 +55,7 @@ class AskModel:
         self._limiter = limiter
         self._name = uuid.uuid4().hex
         self._client: ChatClient | None = None
-        self._permits: Any = None
+        self._permits: Permits | None = None
 
     async def __call__(self, requests: pa.Table) -> pa.Table:
         """One row: how many were answered, and whether the job should go on."""
@@ -65,11 +65,9 @@ class AskModel:
             return _outcome(0, str(error), fatal=True)
 
     async def _ask(self, requests: Sequence[Request]) -> pa.Table:
-        from shine.llm.asking import Permits, ask
-
         if self._client is None or self._permits is None:
             self._client = ChatClient(self._config, read_key(self._config))
-            self._permits = Permits(self._exchange)
+            self._permits = Permits(self._name, self._exchange)
         batch = _batch_name(requests)
         writer = self._store.writer(
             batch,
@@ -84,16 +82,18 @@ class AskModel:
             schema=SCHEMA,
             finished=self._store.finished(batch),
             attempts=self._config.attempts,
+            random=random.random,
         )
-        return _outcome(result.answered, result.stop or "", fatal=False)
+        answered = sum(answer is not None for answer in result.answers)
+        return _outcome(answered, result.stop or "", fatal=False)
 
-    async def _exchange(self, report: Report, wanted: Sequence[int]) -> Grant:
+    async def _exchange(self, worker: str, report: Report, wanted: Sequence[int]) -> Grant:
         """What the limiter grants; one that died comes back with empty buckets."""
         from ray.exceptions import ActorUnavailableError
 
         while True:
             try:
-                return await self._limiter.exchange.remote(self._name, report, wanted)
+                return await self._limiter.exchange.remote(worker, report, wanted)
             except ActorUnavailableError:
                 await asyncio.sleep(0.5)
 
@@ -132,10 +132,13 @@ def ask_requests(
         .remote(config, clock=time.monotonic, random=random.random, spent=spent)
     )
     settings = config.model_dump(mode="json")
+    references = [ray.put(table) for table in tables]
     outcomes = (
-        _through_batches(tables, settings, url)
+        _through_batches(references, settings, url)
         if batch
-        else _over_the_cluster(tables, settings, url, limiter, config.workers)
+        else run_stage(
+            references, AskModel, (settings, url, limiter), config.workers, num_cpus=_CPUS
+        )
     )
     answered, stop = 0, None
     for outcome in outcomes:
@@ -148,36 +151,13 @@ def ask_requests(
     return stop
 
 
-def _over_the_cluster(
-    tables: Sequence[pa.Table], settings: dict[str, Any], url: str, limiter: Any, num_workers: int
-) -> Iterator[pa.Table]:
-    """What workers make of the tables, as they are done."""
-    import ray.data
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_arrow([*tables])
-    dataset.context.enable_progress_bars = False
-    asked = dataset.map_batches(
-        AskModel,
-        fn_constructor_args=(settings, url, limiter),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=num_workers),
-        num_cpus=_CPUS,
-        max_restarts=_MAX_RESTARTS,
-        max_task_retries=_MAX_RESTARTS,
-    )
-    yield from asked.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
 def _through_batches(
-    tables: Sequence[pa.Table], settings: dict[str, Any], url: str
+    references: Sequence[Any], settings: dict[str, Any], url: str
 ) -> Iterator[pa.Table]:
     """What comes of the provider's batches, in a process of the cluster, where the key is."""
     import ray
 
     collect: Any = ray.remote(_collect)
-    references = [ray.put(table) for table in tables]
     outcomes = collect.options(num_cpus=0, num_returns="streaming")
     for outcome in outcomes.remote(references, settings, url):
         yield ray.get(outcome)
@@ -187,11 +167,8 @@ async def _collect(
     references: Sequence[Any], settings: dict[str, Any], url: str
 ) -> AsyncIterator[pa.Table]:
     """Answers of the provider's batches, stored; how many, now and then."""
-    import ray
-
     config, store = LlmConfig.model_validate(settings), AnswerStore(url)
-    tables: Iterator[pa.Table] = (ray.get(reference) for reference in references)
-    requests = (Request(**row) for table in tables for row in table.to_pylist())
+    requests = (Request(**row) for reference in references for row in _rows(reference))
     answers: list[Answer] = []
     unanswered = 0
     try:
@@ -214,6 +191,13 @@ async def _collect(
         if answers:
             store.write_segment("provider", answers)
         yield _outcome(len(answers), str(error), fatal=True)
+
+
+def _rows(reference: Any) -> list[dict[str, Any]]:
+    import ray
+
+    table: Any = ray.get(reference)
+    return table.to_pylist()
 
 
 def _batch_name(requests: Sequence[Request]) -> str:

@@ -8,9 +8,7 @@ starts anew with the answers.
 """
 
 import json
-import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ import pyarrow as pa
 from cluster.connection import connect
 from cluster.size import data_workers
 from pipelines.asking import REQUESTS, ask_requests
+from pipelines.stage import run_stage
 from shine.config import Config, NegativesConfig
 from shine.data.annotations import VideoIndex
 from shine.errors import InputError, Stopped
@@ -45,10 +44,10 @@ from shine.llm.filling import LlmGenerator
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 References = list[Any]  # to tables in Ray's object store
+Tables = Iterator[pa.Table]
 
 _VIDEOS_PER_BLOCK: Final = 128
 _REQUESTS_PER_BLOCK: Final = 64
-_MAX_RESTARTS: Final = 3  # of a worker that died
 # Of the same request: the first answer, one more with the reasons, and once for what failed.
 _ROUNDS: Final = 3
 _GUESSED_COMPLETION: Final = 60  # tokens of an answer, as long as there is none to learn from
@@ -402,7 +401,7 @@ class _Captions:
         contexts: ContextCounts = Counter()
         done = 0
         tables = [ray.put(table) for table in video_tables(index)]
-        for table in _stage(tables, TagVideos, (config.negatives.tagger,), num_workers):
+        for table in self._stage(tables, TagVideos, (config.negatives.tagger,)):
             for counter, rows in zip(
                 (words, contexts), json.loads(table["counts"][0].as_py()), strict=True
             ):
@@ -498,7 +497,7 @@ class _Captions:
                 following += 1
         assert not waiting, "a query was lost on the way"
 
-    def _run(self, kind: type[ProposeNegatives], known: Any) -> Iterator[pa.Table]:
+    def _run(self, kind: type[ProposeNegatives], known: Any) -> Tables:
         arguments = (
             kind,
             self._counted,
@@ -506,7 +505,10 @@ class _Captions:
             self._config.negatives.model_dump(mode="json"),
             self.tagger,
         )
-        return _stage(self._tagged, Stored, arguments, self._num_workers)
+        return self._stage(self._tagged, Stored, arguments)
+
+    def _stage(self, tables: References, worker: type, arguments: tuple[Any, ...]) -> Tables:
+        return run_stage(tables, worker, arguments, self._num_workers or data_workers())
 
 
 def _rows_in_blocks(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
@@ -519,44 +521,6 @@ def _rows_in_blocks(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Ta
             rest = rest.slice(num_rows)
     if len(rest):
         yield rest.combine_chunks()
-
-
-def _stage(
-    tables: References,
-    worker: type,
-    arguments: tuple[Any, ...],
-    num_workers: int | None,
-) -> Iterator[pa.Table]:
-    """What workers make of the tables, in their order and as they are ready."""
-    import ray.data
-    from ray.exceptions import ActorDiedError
-    from ray.util.annotations import RayDeprecationWarning
-
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    dataset = ray.data.from_arrow_refs([*tables])
-    dataset.context.enable_progress_bars = False
-    dataset.context.execution_options.preserve_order = True
-    most = min(len(tables), num_workers or data_workers())
-    with warnings.catch_warnings():
-        # Ray 2.60 has no other way to bound restarts; unbounded, a crashing worker would never end.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        made = dataset.map_batches(
-            worker,
-            fn_constructor_args=arguments,
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
-            num_cpus=1,
-            max_restarts=_MAX_RESTARTS,
-            max_task_retries=_MAX_RESTARTS,
-        )
-    try:
-        yield from made.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ActorDiedError:
-        raise RuntimeError(
-            f"a worker that makes hard negatives died {_MAX_RESTARTS + 1} times, most often for "
-            f"want of memory; free some, or run on a larger machine"
-        ) from None
 
 
 def video_tables(index: VideoIndex) -> Iterator[pa.Table]:
