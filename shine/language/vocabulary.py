@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
+from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.masking import apart
 from shine.language.tagging import Word
@@ -72,6 +73,41 @@ class Vocabulary:
             forms[form] = Entry(form, min(lemma, known.lemma), known.count + count)
         return cls({kind: forms.values() for kind, forms in entries.items()})
 
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The vocabulary that `save` wrote.
+
+        Raises:
+            InputError: the file is missing, no such file, or altered since.
+        """
+        try:
+            document = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read vocabulary {path}: {error.strerror}") from None
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or document.get("format") != _FORMAT:
+            raise InputError(
+                f"{path}: expected a vocabulary ({_FORMAT}), got something else; make it with "
+                f"`shine negatives generate`"
+            )
+        try:
+            entries = {
+                _kind(name): [
+                    Entry(str(form), str(lemma), int(count)) for form, lemma, count in rows
+                ]
+                for name, rows in document["words"].items()
+            }
+            vocabulary = cls(entries)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            vocabulary = None
+        if vocabulary is None or vocabulary.checksum != document.get("sha256"):
+            raise InputError(
+                f"{path}: the words do not have the checksum {document.get('sha256')}, the file "
+                f"was altered; make it anew with `shine negatives generate`"
+            )
+        return vocabulary
+
     def entries(self, kind: Kind) -> tuple[Entry, ...]:
         """The words of one kind, most frequent first; none for a kind that never occurred."""
         return self._entries.get(kind, ())
@@ -101,6 +137,11 @@ class Vocabulary:
             "/".join(kind): [[entry.form, entry.lemma, entry.count] for entry in entries]
             for kind, entries in self._entries.items()
         }
+
+
+def _kind(name: str) -> Kind:
+    pos, tag = name.split("/")
+    return pos, tag
 
 
 def _canonical(table: Mapping[str, object]) -> bytes:
