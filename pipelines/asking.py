@@ -26,9 +26,6 @@ from shine.llm.filling import SCHEMA
 from shine.llm.limiter import Grant, Limiter, Report
 from shine.llm.request import Answer, Request
 
-REQUESTS: Final = pa.schema(
-    [("key", pa.string()), ("messages", pa.string()), ("prompt_tokens", pa.int64())]
-)
 _CPUS: Final = 0.1  # of a worker, which mostly waits
 _COLLECTED: Final = 500  # answers of a provider's batch between two reports
 _OUTCOME: Final = pa.schema(
@@ -110,7 +107,7 @@ def ask_requests(
     """Answers to the requests are in the store, as far as they came.
 
     Args:
-        tables: of `REQUESTS`, without a key twice.
+        tables: of the columns of `Request`, without a key twice.
         config: of the endpoint.
         url: of the store, which has no answer to any of them.
         spent: dollars that earlier requests of the same job cost.

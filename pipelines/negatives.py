@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from cluster.connection import connect
 from cluster.size import data_workers
-from pipelines.asking import REQUESTS, ask_requests
 from pipelines.stage import run_stage
 from shine.config import Config, NegativesConfig
 from shine.data.annotations import VideoIndex
@@ -36,9 +35,9 @@ from shine.language.negatives import (
 )
 from shine.language.neighbours import ContextCounts, Neighbours, count_contexts
 from shine.language.proposal import build_generators, propose
-from shine.language.tagging import Word, load_tagger
 from shine.language.validation import Judge
 from shine.language.vocabulary import Vocabulary, WordCounts, count_words
+from shine.language.words import Word
 from shine.llm.answers import Answers, AnswerStore
 from shine.llm.filling import LlmGenerator
 
@@ -67,6 +66,9 @@ _COST: Final = pa.struct([SCHEMA.field(name) for name in _COSTS])
 _RESULTS: Final = SCHEMA.append(pa.field("row", pa.int64())).append(
     pa.field("costs", pa.list_(_COST))  # of each of its requests
 )
+REQUESTS: Final = pa.schema(
+    [("key", pa.string()), ("messages", pa.string()), ("prompt_tokens", pa.int64())]
+)
 _NEEDED: Final = REQUESTS.append(pa.field("dollars", pa.float64()))  # null: not answered
 
 
@@ -78,6 +80,8 @@ class TagVideos:
     """
 
     def __init__(self, name: str):
+        from shine.language.tagging import load_tagger  # loads spaCy, which only this stage needs
+
         self._tagger = load_tagger(name)
 
     def __call__(self, videos: pa.Table) -> pa.Table:
@@ -364,6 +368,8 @@ def _tagged(
     config: Config, source: Path, num_workers: int | None, on_progress: Progress
 ) -> Iterator["_Captions"]:
     """The tagged queries of `source` on a connected cluster."""
+    from shine.language.tagging import load_tagger
+
     index = VideoIndex(source)
     tagger = load_tagger(config.negatives.tagger)
     with connect():
@@ -433,6 +439,8 @@ class _Captions:
             return ray.put((None, read_negatives(self._config.path(settings.file))))
         if settings.generator != "llm":
             return ray.put((None, None))
+        from pipelines.asking import ask_requests  # loads openai
+
         store = AnswerStore(self.store_url)
         for _ in range(_ROUNDS):
             known = ray.put((store.load().table, None))

@@ -1,8 +1,8 @@
 """Captions tagged by hand, as compact as they can be written."""
 
 from shine.language.neighbours import Neighbours, count_contexts
-from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary, count_words
+from shine.language.words import Word
 
 KINDS = {
     "DT": "DET",

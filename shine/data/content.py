@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from shine.language.masking import maskable
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 _ROLES: Final = {
     "VERB": "verb",

@@ -37,7 +37,8 @@ from shine.data.mixture import (
     write_word_vectors,
 )
 from shine.errors import InputError
-from shine.language.tagging import Word, load_tagger
+from shine.language.tagging import load_tagger
+from shine.language.words import Word
 
 
 class DressConfig(MixtureConfig):

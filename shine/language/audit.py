@@ -35,7 +35,7 @@ from shine.language.plausibility import (
     Scores,
     rank,
 )
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 RULE: Final = (
     "Texts are put in lower case and split on white space; . , ! ? ; : \" ' ( ) are stripped from "

@@ -22,9 +22,9 @@ from shine.language.lexicon import OWN, Meanings, is_person, takes
 from shine.language.masking import is_content, mask_levels, masked_slots, recompose
 from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Context, Neighbours, contexts
-from shine.language.tagging import Word
 from shine.language.vocabulary import Entry, Kind, Vocabulary
 from shine.language.wordnet import load_meanings
+from shine.language.words import Word
 
 Scores = Float[np.ndarray, " candidate"]
 
@@ -254,13 +254,13 @@ class CorpusGenerator(VocabularyGenerator):
     """Fills slots by words that stand in such company in the training captions.
 
     With n(c) the count of a candidate, n(c, v) how often it stood in context v, p(v) the share of v
-    among the contexts of its name, and a, b the weights of that name, its log weight is
+    among the contexts of its name, and a, h, b the weights of that name, its log weight is
 
-        PRIOR log n(c) + sum_v ( a n(c, v) / (n(c, v) + HALF)
+        PRIOR log n(c) + sum_v ( a n(c, v) / (n(c, v) + h)
                                  + b log( (n(c, v) + BACK_OFF p(v)) / (n(c) + BACK_OFF) ) )
 
-    The first term of the sum asks whether the company was ever seen; where no candidate has been
-    seen in a context, it decides nothing. The second prefers words that keep this company to words
+    The first term of the sum asks whether the company was ever seen, half sure after h times; where
+    no candidate has been seen in a context, it decides nothing. The second prefers words that keep this company to words
     that keep any. Contexts overlap, so both are far weaker than independent evidence would be.
     Verbs that grammar rules out ("sneezes a box") come last.
 
@@ -273,25 +273,24 @@ class CorpusGenerator(VocabularyGenerator):
     name = "corpus"
 
     PRIOR: Final = 0.4
-    HALF: Final = 3.0
     BACK_OFF: Final = 0.5
     UNFIT: Final = 20.0  # taken from verbs that grammar rules out
-    WEIGHTS: Final = {  # a, b
-        "before": (4.0, 0.2),
-        "determiner": (16.0, 0.8),
-        "after": (4.0, 0.2),
-        "left": (2.0, 0.1),
-        "right": (2.0, 0.1),
-        "frame": (16.0, 0.8),
-        "object": (16.0, 0.6),
-        "second": (4.0, 0.2),
-        "verb": (16.0, 0.6),
-        "particle": (16.0, 0.8),
-        "phrase": (8.0, 0.4),
-        "of": (12.0, 0.6),
-        "whole": (12.0, 0.6),
-        "modifier": (12.0, 0.6),
-        "head": (12.0, 0.6),
+    WEIGHTS: Final = {  # a, h, b
+        "before": (4.0, 3.0, 0.2),
+        "determiner": (16.0, 3.0, 0.8),
+        "after": (4.0, 3.0, 0.2),
+        "left": (2.0, 3.0, 0.1),
+        "right": (2.0, 3.0, 0.1),
+        "frame": (16.0, 3.0, 0.8),
+        "object": (16.0, 1.0, 0.6),
+        "second": (8.0, 1.0, 0.2),
+        "verb": (16.0, 1.0, 0.6),
+        "particle": (16.0, 1.0, 0.8),
+        "phrase": (12.0, 1.0, 0.4),
+        "of": (16.0, 1.0, 0.6),
+        "whole": (16.0, 1.0, 0.6),
+        "modifier": (16.0, 1.0, 0.6),
+        "head": (16.0, 1.0, 0.6),
     }
 
     def __init__(self, vocabulary: Vocabulary, neighbours: Neighbours, config: NegativesConfig):
@@ -334,7 +333,7 @@ class CorpusGenerator(VocabularyGenerator):
             counts = np.array(
                 [self._neighbours.occurrences(pos, name, e.lemma) for e in candidates.entries]
             )
-            _, fit = self.WEIGHTS[name]
+            *_, fit = self.WEIGHTS[name]
             self._absences[key] = fit * np.log(self.BACK_OFF / (counts + self.BACK_OFF))
         return self._absences[key]
 
@@ -353,8 +352,8 @@ class CorpusGenerator(VocabularyGenerator):
             ]
             numbers = np.array([number for number, _ in hits], np.int64)
             held = np.array([count for _, count in hits], float)
-            seen, fit = self.WEIGHTS[context[0]]
-            gains = seen * held / (held + self.HALF) + fit * np.log1p(held / (back_off or 1.0))
+            seen, half, fit = self.WEIGHTS[context[0]]
+            gains = seen * held / (held + half) + fit * np.log1p(held / (back_off or 1.0))
             if len(self._presences) >= _MAX_CACHED:
                 self._presences.clear()
             self._presences[key] = numbers, gains

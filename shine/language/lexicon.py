@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 _PERSONS: Final = """
 person people man woman boy girl guy lady child kid adult teenager baby toddler human individual
@@ -597,10 +597,12 @@ def takes(verb: str, frame: str) -> bool:
         frame: what follows it up to the next verb, as `neighbours.contexts` names it.
     """
     first, _, rest = frame.partition(" ")
+    leading = leads(verb) and verb not in ("go", "come", "finish", "help")
+    if leading and first.endswith("!"):
+        return False
     has_object = first == "noun" or (first.endswith("!") and rest.startswith("noun"))
     if has_object:
         return verb not in _WITHOUT_OBJECT and (frame != "noun" or verb not in _WITH_PLACE)
-    leading = leads(verb) and verb not in ("go", "come", "stop", "finish", "end", "help")
     followed = first.startswith("VB") or (first == "to" and rest.startswith("VB"))
     return verb not in _WITH_OBJECT and (followed or not leading)
 

@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 from shine.config import PartOfSpeech
 from shine.data.annotations import MASK, normalized
 from shine.language.lexicon import is_person, leads
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 PARTS: Final[tuple[PartOfSpeech, ...]] = get_args(PartOfSpeech)  # the order of masking
 # A particle ("turn on") has the tag RP and counts as a preposition.

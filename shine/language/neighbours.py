@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 Context = tuple[str, str]  # what is told, and its value
 ContextCounts = Counter[tuple[str, str, str, str]]  # part of speech, lemma, what is told, its value

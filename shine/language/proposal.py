@@ -15,9 +15,9 @@ from shine.language.generators import (
 )
 from shine.language.negatives import HardNegatives
 from shine.language.neighbours import Neighbours
-from shine.language.tagging import Word
 from shine.language.validation import TOO_SHORT, Judge
 from shine.language.vocabulary import Vocabulary
+from shine.language.words import Word
 from shine.llm.filling import KnownAnswers, LlmGenerator
 
 MAX_ATTEMPTS: Final = 8  # proposals of one generator for a level

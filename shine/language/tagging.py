@@ -7,7 +7,6 @@ folder has a licence of its own and may be deleted: what is left asks for an ins
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from spacy.tokens import Doc
 from spacy.util import is_package
 
 from shine.errors import InputError
+from shine.language.words import Word
 
 SHIPPED: Final = Path(__file__).with_name("tagger")
 INSTALLED: Final = tuple(f"en_core_web_{size}" for size in ("trf", "lg", "md", "sm"))
@@ -51,21 +51,6 @@ _TAGS: Final = {
     "ADJ": ("JJ", "JJR", "JJS"),
     "ADV": ("RB",),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One word as it stands in its caption, and what it is there.
-
-    White space at the start of a caption follows no word; it belongs to one with an empty text.
-    Characters that nobody sees between words (of zero width, marks of direction) count as such.
-    """
-
-    text: str  # as written
-    space: str  # white space after it, mostly "" or " "
-    pos: str  # universal part of speech: VERB, NOUN, ADJ, ADP, ADV, AUX, DET, PRON, PUNCT, ...
-    tag: str  # Penn tag, which tells the inflection: VBZ, VBG, NNS, NN, JJ, IN, RP, RB, ...
-    lemma: str  # dictionary form in lower case
 
 
 class Tagger:

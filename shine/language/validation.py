@@ -9,8 +9,8 @@ from typing import Final
 
 from shine.data.annotations import MASK, normalized
 from shine.language.lexicon import OWN, Meanings, content
-from shine.language.tagging import Word, inflected_lemma
 from shine.language.vocabulary import Vocabulary
+from shine.language.words import Word
 
 TOO_SHORT: Final = "too few words to replace"
 
@@ -116,7 +116,11 @@ class Judge:
         kinds = self._vocabulary.kinds(fill)
         if entry := kinds.get((word.pos, word.tag)):
             return entry.lemma
-        return None if kinds else inflected_lemma(fill, word.pos, word.tag)
+        if kinds:
+            return None
+        from shine.language.tagging import inflected_lemma  # loads spaCy
+
+        return inflected_lemma(fill, word.pos, word.tag)
 
 
 def read_fills(

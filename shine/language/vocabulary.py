@@ -16,7 +16,7 @@ from typing import Final, Self
 from shine.errors import InputError
 from shine.files import write_whole
 from shine.language.masking import apart
-from shine.language.tagging import Word
+from shine.language.words import Word
 
 Kind = tuple[str, str]  # universal part of speech and Penn tag
 WordCounts = Counter[tuple[str, str, str, str]]  # part of speech, tag, form, lemma

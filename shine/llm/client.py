@@ -22,7 +22,7 @@ import openai
 
 from shine.config import LlmConfig
 from shine.errors import InputError
-from shine.llm.request import Answer, Request
+from shine.llm.request import Answer, Limits, Request
 
 Headers = Mapping[str, str]
 Response = TypeVar("Response")
@@ -35,16 +35,6 @@ _SECRET_LENGTH = 8  # shorter keys are placeholders, and words that an answer ma
 
 class EndpointError(InputError):
     """The endpoint will answer no request of this job."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an endpoint tells of its limits; None: nothing."""
-
-    remaining_requests: int | None
-    remaining_tokens: int | None
-    requests_reset_seconds: float | None  # until the limit is whole again
-    tokens_reset_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)

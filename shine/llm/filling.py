@@ -19,8 +19,8 @@ from shine.data.annotations import MASK
 from shine.errors import InputError
 from shine.language.generators import Choices, Levels, Refusal, Refusals
 from shine.language.masking import PART, mask_levels, recompose
-from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary
+from shine.language.words import Word
 from shine.llm.request import Answer, Request
 
 PROMPTS: Final = Path(__file__).with_name("prompts")

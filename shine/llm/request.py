@@ -23,3 +23,13 @@ class Answer:
     completion_tokens: int
     dollars: float  # by the configured prices; 0 without them
     model: str  # as the endpoint calls it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an endpoint tells of its limits; None: nothing."""
+
+    remaining_requests: int | None
+    remaining_tokens: int | None
+    requests_reset_seconds: float | None  # until the limit is whole again
+    tokens_reset_seconds: float | None

@@ -4,13 +4,13 @@ from hypothesis import strategies as st
 from tagged import KINDS, counted, plain, tagged
 
 from shine.language.masking import recompose
-from shine.language.tagging import Word
 from shine.language.validation import (
     TOO_SHORT,
     Judge,
     overlap,
     read_fills,
 )
+from shine.language.words import Word
 
 QUERY = tagged("a/DT person/NN opens/VBZ=open a/DT door/NN ./.")
 MORE = [

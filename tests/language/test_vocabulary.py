@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tagged import GRID, counted, tagged
 
 from shine.errors import InputError
-from shine.language.tagging import Word
 from shine.language.vocabulary import Vocabulary, count_words
+from shine.language.words import Word
 
 words = st.builds(
     Word,

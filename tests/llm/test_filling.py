@@ -10,8 +10,8 @@ from shine.config import LlmConfig, NegativesConfig
 from shine.errors import InputError
 from shine.language.generators import Refusal
 from shine.language.proposal import build_generators, propose
-from shine.language.tagging import Word
 from shine.language.validation import Judge
+from shine.language.words import Word
 from shine.llm.filling import SCHEMA, LlmGenerator, load_prompt, read_words
 from shine.llm.request import Answer
 

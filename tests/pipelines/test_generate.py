@@ -21,8 +21,8 @@ from shine.data.annotations import (
 from shine.errors import InputError
 from shine.files import sha256
 from shine.language.negatives import read_negatives
-from shine.language.tagging import Word
 from shine.language.validation import overlap
+from shine.language.words import Word
 
 CHARADES = Path(os.environ.get("SHINE_SHARED", "../shared")) / (
     "data/charades_cg/charades_cg_gpt_train.jsonl"
