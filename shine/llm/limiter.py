@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shine.config import LlmConfig
-from shine.llm.client import Limits
+from shine.llm.request import Limits
 
 _POLL_SECONDS: Final = 0.1  # until asking again where another worker has to return a permit
 _LATE_SECONDS: Final = 0.25  # a worker that comes back so much later loses its turn
@@ -85,12 +85,12 @@ class _Bucket:
 
     @property
     def _burst(self) -> float:
-        return self._largest + 0.01 * self._limit
+        return max(1.25 * self._largest, 0.01 * self._limit)
 
     @property
     def _rate(self) -> float:
-        per_minute = 0.975 * self._limit - self._largest + self._unit
-        return max(per_minute, min(self._largest, 0.975 * self._limit)) / 60
+        most = 0.985 * self._limit - self._burst + self._unit
+        return max(min(most, 0.975 * self._limit), min(self._largest, 0.975 * self._limit)) / 60
 
     def refill(self, now: float) -> None:
         """The level is that of `now`."""
@@ -375,9 +375,9 @@ class Limiter:
         for position, want in enumerate(wants):
             share = rest / (len(wants) - position)
             if want > share:
-                return max(1.0, float(math.ceil(share)))
+                return share
             rest -= want
-        return math.inf
+        return self._in_flight
 
     def _permit(self, prompt_tokens: int) -> Permit:
         config = self._config
@@ -392,7 +392,7 @@ class Limiter:
         """Seconds until asking for this permit makes sense; 0: it is granted."""
         me = self._workers[name]
         delays = [self._quiet_until - now, self._blocked_until - now]
-        if me.held >= share or self._held >= max(1.0, self._in_flight):
+        if me.held >= max(1, math.ceil(share)) or self._held >= max(1.0, self._in_flight):
             others = self._held > me.held or self._in_flight < self._allowed
             delays.append(_POLL_SECONDS if others else self._lease / 3)  # its own it returns itself
         if self._is_ahead(me, share, now):
@@ -438,7 +438,7 @@ class Limiter:
             for worker in self._workers.values()
             if worker is not me
             and worker.waiting
-            and worker.held < share
+            and worker.held < max(1, math.floor(share))
             and worker.due + _LATE_SECONDS > now
         ]
         return bool(others) and me.served >= min(others) + 1
