@@ -106,3 +106,16 @@ def test_show_names_the_nearest_ids(shine, negatives):
     status, _, err = shine("negatives", "show", negatives, "q9")
     assert status == 2
     assert "no query 'q9' among 3; the nearest: q" in err
+
+
+def test_texts_of_a_file_cannot_steer_the_terminal(shine, tmp_path):
+    path = tmp_path / "hostile.jsonl"
+    hostile = "a person \x1b[2J\u202e[bold]closes[/bold] the door."
+    row = {"qid": "q\x1b[1m", "vid": "v", "query": QUERY, "recomposed_queries": [hostile, QUERY]}
+    write_jsonl(path, [row])
+    for arguments in (("show", path, "q\x1b[1m"), ("audit", path)):
+        status, out, _ = shine("negatives", *arguments)
+        assert status == 0
+        assert "\x1b[2J" not in out
+        assert "\u202e" not in out
+        assert "[bold]closes[/bold]" in " ".join(out.split())
