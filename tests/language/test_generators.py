@@ -258,8 +258,8 @@ def test_corpus_weights_are_those_of_its_equation():
             count = neighbours.occurrences("VERB", context[0], entry.lemma)
             share = neighbours.share("VERB", context)
             fit = math.log((held + g.BACK_OFF * share) / ((count + g.BACK_OFF) * share))
-            seen, weight = g.WEIGHTS[context[0]]
-            total += seen * held / (held + g.HALF) + weight * fit
+            seen, half, weight = g.WEIGHTS[context[0]]
+            total += seen * held / (held + half) + weight * fit
         return total
 
     expected = np.array([log_weight(entry) for entry in candidates.entries])

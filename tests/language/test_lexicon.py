@@ -160,6 +160,8 @@ def test_another_lexicon_counts_in_both_directions_and_beside_our_own():
         ("hold", "", False),
         ("hold", "noun", True),
         ("start", "in", False),
+        ("stop", "out! noun", False),
+        ("go", "out!", True),
         ("start", "VBG", True),
         ("start", "to VB", True),
         ("start", "noun", True),
