@@ -1,8 +1,12 @@
 import sys
 
 import pytest
+from tagged import counted, tagged
 
+from shine.config import NegativesConfig
 from shine.errors import InputError
+from shine.language.generators import CorpusGenerator
+from shine.language.validation import Judge
 from shine.language.wordnet import load_meanings
 
 wn = pytest.importorskip("wn", reason="the extra 'wordnet' is not installed")
@@ -88,6 +92,27 @@ def tiny(tmp_path):
 def test_a_wordnet_refuses_what_it_holds_for_near(tiny, one, other, pos, same):
     assert tiny.covers(one, other, pos) is same
     assert tiny.covers(other, one, pos) is same
+
+
+def test_a_wordnet_of_the_configuration_reaches_generator_and_judge(tiny):
+    captions = [
+        tagged(f"a/DT man/NN {verb} there/RB")
+        for verb in ("snores/VBZ=snore", "sleeps/VBZ=sleep", "waves/VBZ=wave")
+    ] * 5
+    vocabulary, neighbours = counted(captions)
+    chosen = {}
+    for wordnet in (None, "tiny:1"):
+        config = NegativesConfig(ratios=(1.0,), parts=("verb",), wordnet=wordnet)
+        generator = CorpusGenerator(vocabulary, neighbours, config)
+        chosen[wordnet] = {
+            generator.propose(captions[0], ((2,),), qid=str(number), refused=())[0]
+            for number in range(40)
+        }
+    assert chosen["tiny:1"] == {"a man waves there"}
+    assert chosen[None] == {"a man waves there", "a man sleeps there"}
+    judge = Judge(vocabulary, meanings=tiny)
+    assert judge(captions[0], ((2,),), ("a man sleeps there",), ()) == (("a near synonym",),)
+    assert judge(captions[0], ((2,),), ("a man waves there",), ()) == ((),)
 
 
 def test_a_missing_lexicon_is_named_with_the_command_that_gets_it(tiny):
