@@ -260,9 +260,9 @@ class CorpusGenerator(VocabularyGenerator):
                                  + b log( (n(c, v) + BACK_OFF p(v)) / (n(c) + BACK_OFF) ) )
 
     The first term of the sum asks whether the company was ever seen, half sure after h times; where
-    no candidate has been seen in a context, it decides nothing. The second prefers words that keep this company to words
-    that keep any. Contexts overlap, so both are far weaker than independent evidence would be.
-    Verbs that grammar rules out ("sneezes a box") come last.
+    no candidate has been seen in a context, it decides nothing. The second prefers words that keep
+    this company to words that keep any. Contexts overlap, so both are far weaker than independent
+    evidence would be. Verbs that grammar rules out ("sneezes a box") come last.
 
     Args:
         vocabulary: words of the training captions; nothing else enters a negative.
