@@ -85,14 +85,8 @@ class AskModel:
         return _outcome(answered, result.stop or "", fatal=False)
 
     async def _exchange(self, worker: str, report: Report, wanted: Sequence[int]) -> Grant:
-        """What the limiter grants; one that died comes back with empty buckets."""
-        from ray.exceptions import ActorUnavailableError
-
-        while True:
-            try:
-                return await self._limiter.exchange.remote(worker, report, wanted)
-            except ActorUnavailableError:
-                await asyncio.sleep(0.5)
+        """What the limiter grants; Ray asks again where it has to be started anew."""
+        return await self._limiter.exchange.remote(worker, report, wanted)
 
 
 def ask_requests(
@@ -122,20 +116,14 @@ def ask_requests(
     """
     import ray
 
-    total = sum(map(len, tables))
-    limiter = (
-        ray.remote(Limiter)
-        .options(num_cpus=0, max_restarts=-1)
-        .remote(config, clock=time.monotonic, random=random.random, spent=spent)
-    )
+    if batch and (stop := _beyond_budget(tables, config, spent)):
+        return stop
     settings = config.model_dump(mode="json")
     references = [ray.put(table) for table in tables]
     outcomes = (
         _through_batches(references, settings, url)
         if batch
-        else run_stage(
-            references, AskModel, (settings, url, limiter), config.workers, num_cpus=_CPUS
-        )
+        else _over_the_cluster(references, config, settings, url, spent)
     )
     answered, stop = 0, None
     for outcome in outcomes:
@@ -144,8 +132,23 @@ def ask_requests(
                 raise InputError(row["stop"])
             answered += row["answered"]
             stop = row["stop"] or stop
-        on_progress(answered, total)
+        on_progress(answered, sum(map(len, tables)))
     return stop
+
+
+def _over_the_cluster(
+    references: Sequence[Any], config: LlmConfig, settings: dict[str, Any], url: str, spent: float
+) -> Iterator[pa.Table]:
+    """What comes of workers that ask at once, under one limiter."""
+    import ray
+
+    limiter = (
+        ray.remote(Limiter)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        .remote(config, clock=time.monotonic, random=random.random, spent=spent)
+    )
+    arguments = (settings, url, limiter)
+    yield from run_stage(references, AskModel, arguments, config.workers, num_cpus=_CPUS)
 
 
 def _through_batches(
@@ -160,34 +163,55 @@ def _through_batches(
         yield ray.get(outcome)
 
 
-async def _collect(
-    references: Sequence[Any], settings: dict[str, Any], url: str
-) -> AsyncIterator[pa.Table]:
-    """Answers of the provider's batches, stored; how many, now and then."""
-    config, store = LlmConfig.model_validate(settings), AnswerStore(url)
+def _collect(references: Sequence[Any], settings: dict[str, Any], url: str) -> Iterator[pa.Table]:
+    """Stores the answers of the provider's batches; how many, now and then."""
+    config = LlmConfig.model_validate(settings)
+    store = AnswerStore(url)
     requests = (Request(**row) for reference in references for row in _rows(reference))
-    answers: list[Answer] = []
-    unanswered = 0
-    try:
-        client = ChatClient(config, read_key(config))
-        async for result in ask_in_batches(
-            requests, client, f"{url.rstrip('/')}/batches", schema=SCHEMA
-        ):
+
+    async def answers(client: ChatClient) -> AsyncIterator[list[Answer]]:
+        found: list[Answer] = []
+        folder = f"{url.rstrip('/')}/batches"
+        async for result in ask_in_batches(requests, client, folder, schema=SCHEMA):
             if isinstance(result, Answer):
-                answers.append(result)
-            else:
-                unanswered += 1
-            if len(answers) == _COLLECTED:
-                store.write_segment("provider", answers)
-                yield _outcome(len(answers), "", fatal=False)
-                answers = []
-        if answers:
-            store.write_segment("provider", answers)
-        yield _outcome(len(answers), "", fatal=False)
-    except InputError as error:
-        if answers:
-            store.write_segment("provider", answers)
-        yield _outcome(len(answers), str(error), fatal=True)
+                found.append(result)
+            if len(found) == _COLLECTED:
+                yield found
+                found = []
+        yield found
+
+    async def following(source: AsyncIterator[list[Answer]]) -> list[Answer] | None:
+        return await anext(source, None)
+
+    with asyncio.Runner() as runner:  # a task of Ray cannot be an asynchronous generator
+        try:
+            client = ChatClient(config, read_key(config))
+            source = answers(client)
+            while (found := runner.run(following(source))) is not None:
+                if found:
+                    store.write_segment("provider", found)
+                yield _outcome(len(found), "", fatal=False)
+            runner.run(client.close())
+        except InputError as error:
+            yield _outcome(0, str(error), fatal=True)
+
+
+def _beyond_budget(tables: Sequence[pa.Table], config: LlmConfig, spent: float) -> str | None:
+    """Why these requests are not sent together, in a sentence, if they can cost too much."""
+    if config.budget is None or config.prompt_price is None or config.completion_price is None:
+        return None
+    num_requests = sum(map(len, tables))
+    prompt = sum(int(table["prompt_tokens"].to_numpy().sum()) for table in tables)
+    most = (
+        prompt * config.prompt_price + num_requests * config.max_tokens * config.completion_price
+    ) / 1e6
+    if spent + most <= config.budget:
+        return None
+    return (
+        f"{num_requests} requests can cost ${most:.2f}, which with the ${spent:.2f} spent is more "
+        f"than the budget of ${config.budget:.2f}; raise negatives.llm.budget, or ask without "
+        f"--batch, which stops where the money does"
+    )
 
 
 def _rows(reference: Any) -> list[dict[str, Any]]:

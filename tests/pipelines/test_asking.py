@@ -30,15 +30,15 @@ def source(tmp_path):
 
 
 def config(tmp_path, server, **llm):
-    values = {"segment_seconds": 0.2, "prompt_price": 1.0, "completion_price": 2.0, **llm}
-    return Config(
-        negatives=NegativesConfig(
-            generator="llm",
-            llm=LlmConfig(
-                base_url=server.base_url, model="m", store=str(tmp_path / "answers"), **values
-            ),
-        )
-    )
+    values = {
+        "base_url": server.base_url,
+        "model": "m",
+        "store": str(tmp_path / "answers"),
+        "segment_seconds": 0.2,
+        "prompt_price": 1.0,
+        "completion_price": 2.0,
+    }
+    return Config(negatives=NegativesConfig(generator="llm", llm=LlmConfig(**{**values, **llm})))
 
 
 def made(config, source, tmp_path, name="n.parquet", **more):
@@ -102,8 +102,8 @@ def test_faults_delay_and_lose_nothing(ray_cluster, source, tmp_path):
 
 
 def test_a_budget_stops_the_job_and_a_larger_one_goes_on(ray_cluster, server, source, tmp_path):
-    small = config(tmp_path, server, budget=0.02, max_tokens=100, in_flight=4)
-    with pytest.raises(Stopped, match=r"the budget of \$0\.02 is spent"):
+    small = config(tmp_path, server, budget=0.05, in_flight=4)
+    with pytest.raises(Stopped, match=r"the budget of \$0\.05 is spent"):
         generate(small, source=source, out=tmp_path / "n.parquet", num_workers=1)
     assert not (tmp_path / "n.parquet").exists()
     paid = server.stats()["received"]
@@ -111,18 +111,20 @@ def test_a_budget_stops_the_job_and_a_larger_one_goes_on(ray_cluster, server, so
     with pytest.raises(Stopped, match="0 requests were answered"):
         generate(small, source=source, out=tmp_path / "n.parquet", num_workers=1)
     assert server.stats()["received"] == paid
+    with pytest.raises(Stopped, match="requests can cost .* without --batch"):
+        generate(small, source=source, out=tmp_path / "n.parquet", num_workers=1, batch=True)
     made(config(tmp_path, server, budget=100.0), source, tmp_path)
-    assert set(server.stats()["received_by_key"].values()) == {1}
+    assert set(server.stats()["billed_by_key"].values()) == {1}
 
 
-def test_a_wrong_key_is_one_sentence_and_shows_nowhere(
-    ray_cluster, source, tmp_path, monkeypatch, caplog
-):
+def test_a_wrong_key_is_one_sentence_and_shows_nowhere(ray_cluster, source, tmp_path, caplog):
     secret = "sk-canary-4b1d5f9a"
     (tmp_path / "key").write_text(secret)
     with serving(key="another") as server:
         wrong = config(tmp_path, server, key_file=str(tmp_path / "key"))
-        with pytest.raises(InputError, match="refused .*key_file") as error:
+        with pytest.raises(
+            InputError, match="refused the key of the file .*/key with status 401"
+        ) as error:
             generate(wrong, source=source, out=tmp_path / "n.parquet", num_workers=1)
     assert secret not in str(error.value) + caplog.text
     with serving(key=secret) as server:
