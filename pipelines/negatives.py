@@ -37,6 +37,7 @@ from shine.language.neighbours import ContextCounts, Neighbours, count_contexts
 from shine.language.proposal import build_generators, propose
 from shine.language.validation import Judge
 from shine.language.vocabulary import Vocabulary, WordCounts, count_words
+from shine.language.wordnet import load_meanings
 from shine.language.words import Word
 from shine.llm.answers import Answers, AnswerStore
 from shine.llm.filling import LlmGenerator
@@ -134,7 +135,11 @@ class ProposeNegatives:
             answers=None if answers is None else Answers(answers),
             rows=rows,
         )
-        self._judge = Judge(vocabulary, open_vocabulary=self._config.open_vocabulary)
+        self._judge = Judge(
+            vocabulary,
+            open_vocabulary=self._config.open_vocabulary,
+            meanings=load_meanings(self._config.wordnet),
+        )
         self._tagger = tagger
 
     def __call__(self, videos: pa.Table) -> pa.Table:
@@ -372,6 +377,7 @@ def _tagged(
 
     index = VideoIndex(source)
     tagger = load_tagger(config.negatives.tagger)
+    load_meanings(config.negatives.wordnet)  # missing ones are told before a cluster starts
     with connect():
         yield _Captions(config, index, f"{tagger.name} {tagger.version}", num_workers, on_progress)
 

@@ -20,6 +20,7 @@ from shine.errors import InputError
 from shine.language.generators import Choices, Levels, Refusal, Refusals
 from shine.language.masking import PART, mask_levels, recompose
 from shine.language.vocabulary import Vocabulary
+from shine.language.wordnet import load_meanings
 from shine.language.words import Word
 from shine.llm.request import Answer, Request
 
@@ -94,7 +95,7 @@ class LlmGenerator:
     def __init__(
         self, vocabulary: Vocabulary, config: NegativesConfig, tagger: str, answers: KnownAnswers
     ):
-        self._choices = Choices(vocabulary)
+        self._choices = Choices(vocabulary, load_meanings(config.wordnet))
         self._config = config
         self._answers = answers
         self._agree = "a" in vocabulary and "an" in vocabulary
