@@ -90,10 +90,12 @@ class AskModel:
 
 
 def ask_requests(
-    tables: Sequence[pa.Table],
+    tables: Sequence[Any],
     config: LlmConfig,
     url: str,
     *,
+    num_requests: int,
+    prompt_tokens: int,
     spent: float,
     batch: bool,
     on_progress: Callable[[int, int], None],
@@ -101,9 +103,11 @@ def ask_requests(
     """Answers to the requests are in the store, as far as they came.
 
     Args:
-        tables: of the columns of `Request`, without a key twice.
+        tables: Ray's references to tables of the columns of `Request`, without a key twice.
         config: of the endpoint.
         url: of the store, which has no answer to any of them.
+        num_requests: of all tables.
+        prompt_tokens: of all requests, about.
         spent: dollars that earlier requests of the same job cost.
         batch: whether they go through the provider's Batch API.
         on_progress: told (answered, in all).
@@ -114,16 +118,13 @@ def ask_requests(
     Raises:
         InputError: the endpoint refuses the key or the model, or the store cannot be written.
     """
-    import ray
-
-    if batch and (stop := _beyond_budget(tables, config, spent)):
+    if batch and (stop := _beyond_budget(num_requests, prompt_tokens, config, spent)):
         return stop
     settings = config.model_dump(mode="json")
-    references = [ray.put(table) for table in tables]
     outcomes = (
-        _through_batches(references, settings, url)
+        _through_batches(tables, settings, url)
         if batch
-        else _over_the_cluster(references, config, settings, url, spent)
+        else _over_the_cluster(tables, config, settings, url, spent)
     )
     answered, stop = 0, None
     for outcome in outcomes:
@@ -132,7 +133,7 @@ def ask_requests(
                 raise InputError(row["stop"])
             answered += row["answered"]
             stop = row["stop"] or stop
-        on_progress(answered, sum(map(len, tables)))
+        on_progress(answered, num_requests)
     return stop
 
 
@@ -196,15 +197,14 @@ def _collect(references: Sequence[Any], settings: dict[str, Any], url: str) -> I
             yield _outcome(0, str(error), fatal=True)
 
 
-def _beyond_budget(tables: Sequence[pa.Table], config: LlmConfig, spent: float) -> str | None:
+def _beyond_budget(
+    num_requests: int, prompt_tokens: int, config: LlmConfig, spent: float
+) -> str | None:
     """Why these requests are not sent together, in a sentence, if they can cost too much."""
     if config.budget is None or config.prompt_price is None or config.completion_price is None:
         return None
-    num_requests = sum(map(len, tables))
-    prompt = sum(int(table["prompt_tokens"].to_numpy().sum()) for table in tables)
-    most = (
-        prompt * config.prompt_price + num_requests * config.max_tokens * config.completion_price
-    ) / 1e6
+    completion = num_requests * config.max_tokens
+    most = (prompt_tokens * config.prompt_price + completion * config.completion_price) / 1e6
     if spent + most <= config.budget:
         return None
     return (

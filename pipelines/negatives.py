@@ -7,8 +7,10 @@ asking: whatever answer is missing is a request, asked once however many rows ne
 starts anew with the answers.
 """
 
+import errno
 import json
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ from shine.language.vocabulary import Vocabulary, WordCounts, count_words
 from shine.language.wordnet import load_meanings
 from shine.language.words import Word
 from shine.llm.answers import Answers, AnswerStore
-from shine.llm.filling import LlmGenerator
+from shine.llm.filling import LlmGenerator, load_prompt
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
 References = list[Any]  # to tables in Ray's object store
@@ -268,10 +270,12 @@ def generate(
             f"{out}: hard negatives are written as Parquet or JSON Lines; name a file .parquet or "
             f".jsonl"
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write negatives {out}: {error.strerror}") from None
+    _check_out(out, source, config)
+    if batch and config.negatives.generator != "llm":
+        raise InputError(
+            f"--batch asks a language model; negatives.generator is {config.negatives.generator}, "
+            f"so leave it out or set negatives.generator=llm"
+        )
     with _tagged(config, source, num_workers, on_progress) as captions:
         known = captions.known(batch=batch)
         metadata = {
@@ -293,6 +297,25 @@ def generate(
         else:
             write_negatives(out, records, metadata)
     return {**summary.counts(), **metadata}
+
+
+def _check_out(out: Path, source: Path, config: Config) -> None:
+    """`out` can be written, and is none of the files that are read."""
+    file = config.negatives.file
+    for read in (source, *([] if file is None else [config.path(file)])):
+        if out.resolve() == read.resolve():
+            raise InputError(
+                f"{out} is read to make negatives and would be overwritten by them; name another "
+                f"file as data.negatives"
+            )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write negatives {out}: {error.strerror}") from None
 
 
 def estimate(
@@ -330,8 +353,7 @@ def estimate(
         answers = AnswerStore(captions.store_url).load()
         needed = captions.needed(ray.put((answers.table, None)))
         lengths = answers.table["completion_tokens"].to_numpy()
-        num_requests = sum(len(table) for table in needed.tables)
-        prompt = sum(int(table["prompt_tokens"].to_numpy().sum()) for table in needed.tables)
+        num_requests, prompt = needed.num_requests, needed.prompt_tokens
         mean = lengths.mean() if len(lengths) else _GUESSED_COMPLETION
         completion = round(num_requests * mean)
         dollars = (
@@ -361,9 +383,11 @@ def estimate(
 
 @dataclass(frozen=True, slots=True)
 class _Needed:
-    """What a language model has to be asked for a file."""
+    """What a language model has to be asked for a file, and what it was."""
 
-    tables: list[pa.Table]  # of `REQUESTS`, no key twice
+    tables: References  # of `REQUESTS`, no key twice
+    num_requests: int
+    prompt_tokens: int  # of all of them, about
     num_answered: int  # requests that have an answer
     dollars: float  # that those have cost
 
@@ -377,7 +401,10 @@ def _tagged(
 
     index = VideoIndex(source)
     tagger = load_tagger(config.negatives.tagger)
-    load_meanings(config.negatives.wordnet)  # missing ones are told before a cluster starts
+    # What is missing is told before a cluster starts.
+    load_meanings(config.negatives.wordnet)
+    if config.negatives.generator == "llm":
+        load_prompt(config.negatives.llm.prompt)
     with connect():
         yield _Captions(config, index, f"{tagger.name} {tagger.version}", num_workers, on_progress)
 
@@ -453,15 +480,16 @@ class _Captions:
             needed = self.needed(known)
             if not needed.tables:
                 return known
-            total = sum(len(table) for table in needed.tables)
             try:
                 stop = ask_requests(
                     needed.tables,
                     settings.llm,
                     self.store_url,
+                    num_requests=needed.num_requests,
+                    prompt_tokens=needed.prompt_tokens,
                     spent=needed.dollars,
                     batch=batch,
-                    on_progress=lambda done, total=total: self._on_progress(done, total, "asking"),
+                    on_progress=lambda done, total: self._on_progress(done, total, "asking"),
                 )
             finally:
                 store.compact()
@@ -475,31 +503,45 @@ class _Captions:
         Args:
             known: Ray's reference to (answers, None).
         """
+        import ray
+
         seen: set[bytes] = set()
-        fresh: list[pa.Table] = []
-        num_answered, dollars = 0, 0.0
-        for table in self._run(FindRequests, known):
-            keep = []
-            for key, paid in zip(*(table[c].to_pylist() for c in ("key", "dollars")), strict=True):
-                new = (digest := bytes.fromhex(key)) not in seen
-                seen.add(digest)
-                num_answered += new and paid is not None
-                dollars += paid if new and paid is not None else 0.0
-                keep.append(new and paid is None)
-            fresh.append(table.filter(pa.array(keep, pa.bool_())).select(REQUESTS.names))
-        return _Needed(list(_rows_in_blocks(fresh, _REQUESTS_PER_BLOCK)), num_answered, dollars)
+        references: References = []
+        num_requests, prompt_tokens, num_answered, dollars, done = 0, 0, 0, 0.0, 0
+
+        def fresh() -> Tables:
+            nonlocal num_answered, dollars, done
+            for table in self._run(FindRequests, known):
+                keep = []
+                for key, paid in zip(*map(_values, (table["key"], table["dollars"])), strict=True):
+                    new = (digest := bytes.fromhex(key)) not in seen
+                    seen.add(digest)
+                    num_answered += new and paid is not None
+                    dollars += paid if new and paid is not None else 0.0
+                    keep.append(new and paid is None)
+                done += 1
+                self._on_progress(done, len(self._tagged), "finding what to ask, in parts")
+                yield table.filter(pa.array(keep, pa.bool_())).select(REQUESTS.names)
+
+        for block in _rows_in_blocks(fresh(), _REQUESTS_PER_BLOCK):
+            num_requests += len(block)
+            prompt_tokens += int(block["prompt_tokens"].to_numpy().sum())
+            references.append(ray.put(block))
+        return _Needed(references, num_requests, prompt_tokens, num_answered, dollars)
 
     def records(self, known: Any) -> Iterator[NegativeRecord]:
         """The negatives of every query, in the order of the annotation file."""
-        waiting: dict[int, tuple[NegativeRecord, list[dict[str, Any]]]] = {}
+        # Rows of a video come together. Where the file scatters them, Arrow tables wait.
+        waiting: dict[int, tuple[pa.Table, int]] = {}
         charged: set[str] = set()
         following = 0
         for table in self._run(ProposeNegatives, known):
-            for result in table.to_pylist():
-                row, costs = result.pop("row"), result.pop("costs")
-                waiting[row] = NegativeRecord(**result), costs
+            waiting.update((row, (table, place)) for place, row in enumerate(_values(table["row"])))
             while following in waiting:
-                record, costs = waiting.pop(following)
+                found, place = waiting.pop(following)
+                (result,) = found.slice(place, 1).drop_columns(["row"]).to_pylist()
+                costs = result.pop("costs")
+                record = NegativeRecord(**result)
                 mine = [c for k, c in zip(record.requests, costs, strict=True) if k not in charged]
                 charged.update(record.requests)
                 yield replace(
@@ -523,6 +565,10 @@ class _Captions:
 
     def _stage(self, tables: References, worker: type, arguments: tuple[Any, ...]) -> Tables:
         return run_stage(tables, worker, arguments, self._num_workers or data_workers())
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    return column.to_pylist()
 
 
 def _rows_in_blocks(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:

@@ -10,7 +10,7 @@ import pytest
 from tagged import GRID, counted, plain
 
 from pipelines.negatives import ProposeNegatives, TagVideos, generate, video_tables
-from shine.config import Config, NegativesConfig
+from shine.config import Config, LlmConfig, NegativesConfig
 from shine.data.annotations import (
     VideoIndex,
     normalized,
@@ -226,6 +226,21 @@ def test_wrong_input_is_told_before_a_cluster_starts(tmp_path):
         generate(Config(), source=source, out=tmp_path / "n.csv")
     with pytest.raises(InputError, match="cannot write negatives"):
         generate(Config(), source=source, out=source / "n.parquet")
+    with pytest.raises(InputError, match="is read to make negatives and would be overwritten"):
+        generate(Config(), source=source, out=source)
+    published = Config(negatives=NegativesConfig(generator="file", file=str(out)))
+    with pytest.raises(InputError, match="is read to make negatives and would be overwritten"):
+        generate(published, source=source, out=out)
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(InputError, match="folder.parquet: it is a folder"):
+        generate(Config(), source=source, out=tmp_path / "folder.parquet")
+    with pytest.raises(InputError, match="--batch asks a language model; .* is corpus"):
+        generate(Config(), source=source, out=out, batch=True)
+    llm = LlmConfig(model="m", prompt="none")
+    with pytest.raises(InputError, match="negatives.llm.prompt is 'none'"):
+        generate(
+            Config(negatives=NegativesConfig(generator="llm", llm=llm)), source=source, out=out
+        )
     missing = Config(negatives=NegativesConfig(tagger="en_core_web_none"))
     with pytest.raises(InputError, match="en_core_web_none"):
         generate(missing, source=source, out=out)
