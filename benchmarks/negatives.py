@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> dict[str, Any]:
 def rate(num: int) -> None:
     """The share of in_flight / latency that is reached while asking, steady state and whole."""
     for in_flight in (32, 64):
-        with prepared(num) as folder, serving_process(latency=LATENCY_SECONDS) as server:
+        with prepared(num) as folder, serving_process(1800, latency=LATENCY_SECONDS) as server:
             result = run(command(folder, server.base_url, in_flight=in_flight))
             stats = server.stats()
         ideal = in_flight / LATENCY_SECONDS
@@ -123,7 +123,7 @@ def limits(num: int) -> None:
     for name, limit in (("requests_per_minute", 600), ("tokens_per_minute", 300_000)):
         with (
             prepared(num) as folder,
-            serving_process(latency=LATENCY_SECONDS, **{name: limit}) as server,
+            serving_process(1800, latency=LATENCY_SECONDS, **{name: limit}) as server,
         ):
             run(command(folder, server.base_url, **{name: limit}))
             stats = server.stats()
@@ -137,7 +137,7 @@ def storm(num: int) -> None:
     for fault in ("429", "429_seconds"):
         with (
             prepared(num) as folder,
-            serving_process(latency=LATENCY_SECONDS, faults={fault: 0.3}) as server,
+            serving_process(1800, latency=LATENCY_SECONDS, faults={fault: 0.3}) as server,
         ):
             result = run(command(folder, server.base_url))
             stats = server.stats()
@@ -164,7 +164,7 @@ def kills(num: int, times: int) -> Killed:
     rng = random.Random(0)
     in_flight, segment = 16, 8
     llm = {"in_flight": in_flight, "segment_answers": segment}
-    with prepared(num) as folder, serving_process(3600, latency=LATENCY_SECONDS) as server:
+    with prepared(num) as folder, serving_process(1800, latency=LATENCY_SECONDS) as server:
         for _ in range(times):
             job = subprocess.Popen(
                 command(folder, server.base_url, **llm),
@@ -175,7 +175,7 @@ def kills(num: int, times: int) -> Killed:
             before = server.stats()["received"]
             while server.stats()["received"] == before and job.poll() is None:
                 time.sleep(0.05)  # kills before the first request cost nothing and prove little
-            time.sleep(rng.uniform(0, 1.5))
+            time.sleep(rng.uniform(0, rng.choice((1.5, 8.0))))  # most while asking, some later
             kill_all(job)
         result = run(command(folder, server.base_url, **llm))
         billed = server.stats()["billed_by_key"].values()
