@@ -35,6 +35,7 @@ from shine.language.plausibility import (
     Scores,
     rank,
 )
+from shine.language.validation import overlap
 from shine.language.words import Word
 
 RULE: Final = (
@@ -58,7 +59,6 @@ _PERCENTILES: Final = (5, 25)  # of true captions, that a plausible sentence is 
 
 Progress = Callable[[str], None]  # what is being done
 Tagging = Callable[[Sequence[str]], list[tuple[Word, ...]]]  # a `Tagger`
-Words = tuple[str, ...]
 Pair = tuple[str, str]
 
 
@@ -159,38 +159,32 @@ def find_row(path: Path, qid: str) -> Row:
 
 def row_defects(row: Row) -> list[set[str]]:
     """Per level, the keys of `DEFECTS` that the row alone shows, none of an invalid level."""
-    query = tuple(normalized(row.query).split())
+    query = normalized(row.query)
     found: list[set[str]] = []
-    below: list[Words] = []
+    below: list[str] = []
     for level, text in enumerate(row.negatives):
         keys: set[str] = set()
         found.append(keys)
         if not row.is_valid(level):
             continue
-        words = tuple(normalized(text).split())
-        if not words:
+        plain = normalized(text)
+        if not plain:
             keys.add("empty")
         if _MASK.search(text):
             keys.add("mask_left")
         if not text.isascii() and any(map(_is_odd_blank, text)):
             keys.add("odd_blank")
-        if words == query:
+        if plain == query:
             keys.add("equals_query")
         if row.masked:
             keys |= _template_defects(row.query, row.masked[level], text)
-        if words in below:
+        if plain in below:
             keys.add("equal_levels")
         if below:
-            mine, last = overlap(query, words), overlap(query, below[-1])
+            mine, last = overlap(query, plain), overlap(query, below[-1])
             keys |= {key for key, bad in _distance(mine, last) if bad}
-        below.append(words)
+        below.append(plain)
     return found
-
-
-def overlap(one: Sequence[str], other: Sequence[str]) -> float:
-    """Shared words over all words (Jaccard); 1 for equal sets."""
-    mine, theirs = set(one), set(other)
-    return len(mine & theirs) / (len(mine | theirs) or 1)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -503,7 +497,7 @@ class _Counting:
         found = row_defects(row)
         of_row = {"repeated_id"} if row.qid in self._ids else set()
         self._ids.add(row.qid)
-        query = tuple(normalized(row.query).split())
+        query = normalized(row.query)
         for number, text in enumerate(row.negatives):
             level = self.levels[number]
             self._sources[row.source_of(number), number] += 1
@@ -512,11 +506,10 @@ class _Counting:
                 self._reasons.update(filter(None, row.reasons[number : number + 1]))
                 continue
             plain = normalized(text)
-            words = tuple(plain.split())
-            keys = found[number] | self._against_training(row.vid, " ".join(query), plain)
+            keys = found[number] | self._against_training(row.vid, query, plain)
             level.negatives += 1
-            level.overlap += overlap(query, words)
-            lost, _ = changed_places(query, words)
+            level.overlap += overlap(query, plain)
+            lost, _ = changed_places(query.split(), plain.split())
             level.shares[sum(lost) / (len(lost) or 1)] += 1
             level.defects.update(keys)
             of_row |= keys & _OF_ROWS
@@ -813,7 +806,7 @@ def _row(record: Mapping[str, Any], where: str) -> Row:
         masked=_texts(record, "masked_queries", where),
         valid=_flags(record, where),
         source=_sources(record, len(negatives), where),
-        reasons=_reasons(record, where),
+        reasons=_reasons(record, len(negatives), where),
     )
     for name, values in (("masked_queries", row.masked), ("valid", row.valid)):
         if values and len(values) != len(negatives):
@@ -857,10 +850,22 @@ def _sources(record: Mapping[str, Any], levels: int, where: str) -> tuple[str, .
     return tuple(map(str, value))
 
 
-def _reasons(record: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _reasons(record: Mapping[str, Any], levels: int, where: str) -> tuple[str, ...]:
     value = record.get("reasons")
     if value is None:
         return ()
-    if not isinstance(value, list):
-        raise InputError(f"{where}: expected a list as reasons, got {value!r}")
-    return tuple("; ".join(map(str, one)) if isinstance(one, list) else one or "" for one in value)
+    if (
+        not isinstance(value, list)
+        or len(value) not in (0, levels)
+        or not all(map(_is_reason, value))
+    ):
+        raise InputError(
+            f"{where}: expected as reasons a text or a list of texts for each of {levels} levels, "
+            f"got {value!r}"
+        )
+    return tuple("; ".join(one) if isinstance(one, list) else one or "" for one in value)
+
+
+def _is_reason(value: Any) -> bool:
+    texts = value if isinstance(value, list) else ["" if value is None else value]
+    return all(isinstance(text, str) for text in texts)

@@ -200,7 +200,9 @@ def test_levels_that_a_file_marks_invalid_count_apart(tmp_path):
 
 def test_a_parquet_file_of_others_needs_four_columns(tmp_path):
     path = tmp_path / "n.parquet"
-    pq.write_table(pa.Table.from_pylist([row("person shuts a door.", masked=[], qid=7)]), path)
+    pq.write_table(
+        pa.Table.from_pylist([row("person shuts a door.", masked=[]) | {"qid": 7}]), path
+    )
     result = audit(path)
     assert (result["rows"], result["invalid"]) == (1, None)
     missing = {entry["key"] for entry in result["defects"] if entry["count"] is None}
@@ -307,6 +309,11 @@ def test_plausibility_puts_fitting_words_above_drawn_ones(tmp_path):
         (row("a") | {"masked_queries": ["b", "c"]}, "as many masked_queries"),
         (row("a") | {"valid": [1]}, "list of true and false"),
         (row("a") | {"source": []}, "a source for each of 1 levels"),
+        (row("a") | {"reasons": ["", "b"]}, "a list of texts for each of 1 levels, got"),
+        (row("a") | {"reasons": [7]}, "a list of texts for each of 1 levels, got"),
+        (row("a") | {"reasons": [{"b": "c"}]}, "a list of texts for each of 1 levels, got"),
+        (row("a") | {"reasons": [["b", 0]]}, "a list of texts for each of 1 levels, got"),
+        (row("a") | {"reasons": "b"}, "a list of texts for each of 1 levels, got"),
         (row(masked=[]), "none of its 1 rows has recomposed_queries"),
     ],
 )
