@@ -30,6 +30,7 @@ from shine.llm.client import (
     Rejected,
     RequestFailed,
     error_of,
+    is_about_content,
     rejected,
     request_body,
     speaks_of_dialect,
@@ -186,7 +187,7 @@ class _Job:
         self._sleep = sleep
         self._draw = draw
         self._number = 0  # of the next entry
-        self._tried = False  # whether a request has been asked directly
+        self._tried = False  # whether a request has been answered directly
         self._keys: list[str] = []
         self._prompt_tokens: list[int] = []
         self._lines = tempfile.TemporaryFile()  # noqa: SIM115
@@ -213,10 +214,10 @@ class _Job:
         return bought
 
     async def add(self, request: Request) -> Answer | None:
-        """`request` is in the next batch, which is submitted when full; the first is answered."""
+        """`request` is in the next batch, submitted when full; asked directly until one works."""
         if not self._tried:
             completion = await self._retry(lambda: self._client.complete(request, self._schema))
-            self._tried = True
+            self._tried = self._client.has_answered
             return completion.answer
         body = request_body(self._client.config, request, self._schema, self._client.dialect)
         task = {"custom_id": request.key, "method": "POST", "url": _ENDPOINT, "body": body}
@@ -376,7 +377,8 @@ class _Job:
         if error or not isinstance(status, int):
             return Unanswered(request.key, message)
         rejection = Rejected(status, code, message)
-        if status in (400, 413, 422) and not speaks_of_dialect(rejection):
+        final = is_about_content(rejection) or self._client.has_answered
+        if status in (400, 413, 422) and final and not speaks_of_dialect(rejection):
             return rejected(self._client.config, request.key, rejection)
         return Unanswered(request.key, str(rejection))
 

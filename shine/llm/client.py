@@ -102,7 +102,7 @@ class Dialect:
     def alternative(self, rejection: Rejected, *, known_to_work: bool) -> "Dialect | None":
         """What to try after `rejection`: less, where it speaks of a field or nothing has worked."""
         text = f"{rejection.code} {rejection.message}"
-        if rejection.code in _ABOUT_CONTENT or "maximum context length" in text:
+        if is_about_content(rejection):
             return None
         plainer = _PLAINER.get(self.form)
         if re.search(r"response_format|json_schema|json_object|schema|guided|grammar", text):
@@ -184,7 +184,17 @@ class ChatClient:
                 completion = await self._learn(request, schema, dialect, rejection)
             if completion is not None:
                 return completion
+        if not (self.has_answered or is_about_content(rejection)):
+            raise EndpointError(
+                f"{self.config.base_url} rejects the first request, of the model "
+                f"{self.config.model}: {rejection}; check negatives.llm.model and the server"
+            )
         return Completion(rejected(self.config, request.key, rejection), rejection.limits)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether a request was answered, so that a rejection concerns one request alone."""
+        return bool(self._worked)
 
     async def _learn(
         self,
@@ -303,10 +313,10 @@ class ChatClient:
         status, headers = response.status_code, response.headers
         code, message = error_of(response.text)
         message, limits = self.shown(message), _limits(headers)
-        if status in (401, 403):
+        if status == 401 or (status == 403 and not self.has_answered):
             return EndpointError(
-                f"{self.config.base_url} refused {self._key_source()} with status {status}; "
-                f"give a key that it accepts"
+                f"{self.config.base_url} refused {self._key_source()} with status {status}: "
+                f"{message}; give a key that it accepts"
             )
         if status == 402 or (
             status == 429 and code in ("insufficient_quota", "billing_hard_limit")
@@ -323,7 +333,8 @@ class ChatClient:
             )
         rejection = Rejected(status, code, message, limits)
         of_chat = response.request.url.path.endswith("/chat/completions")
-        if status in (404, 405) and of_chat and not speaks_of_dialect(rejection):
+        found = status == 404 and self.has_answered  # so the request is what it does not like
+        if status in (404, 405) and of_chat and not (found or speaks_of_dialect(rejection)):
             return EndpointError(
                 f"expected the model {self.config.model} at {self.config.base_url}, got status "
                 f"{status}: {message}; check negatives.llm.model and negatives.llm.base_url"
@@ -394,6 +405,11 @@ class ChatClient:
         texts = {name: getattr(answer, name) for name in ("content", "problem", "model")}
         clean = {name: text.replace(self._key, "[key]") for name, text in texts.items()}
         return dataclasses.replace(answer, **clean) if clean != texts else answer
+
+
+def is_about_content(rejection: Rejected) -> bool:
+    """Whether the content of a request was rejected, and not how the endpoint is used."""
+    return rejection.code in _ABOUT_CONTENT or "maximum context length" in rejection.message
 
 
 def speaks_of_dialect(rejection: Rejected) -> bool:

@@ -279,6 +279,20 @@ def test_a_wrong_key_shows_before_a_batch_is_bought(server, tmp_path):
     assert server.stats()["files"] == 0
 
 
+def test_a_server_that_rejects_everything_shows_before_a_batch_is_bought(server, tmp_path):
+    server.set(faults={"400": 1.0})
+    with pytest.raises(EndpointError, match="something else is wrong"):
+        collected(server, tmp_path, range(5))
+    assert server.stats()["files"] == 0
+
+
+def test_a_first_request_of_bad_content_proves_nothing(server, tmp_path):
+    server.set(next=["too_long", "", ""])
+    answers, _ = collected(server, tmp_path, range(5))
+    assert answers[0].startswith("rejected: status 400: maximum context")
+    assert server.stats()["received"] == 2
+
+
 def test_a_foreign_file_in_the_folder_is_named(server, tmp_path):
     (tmp_path / "batch-000000.json").write_text('{"what": 1}')
     with pytest.raises(InputError, match=r"batch-000000\.json: expected a file that records"):

@@ -154,6 +154,22 @@ def test_a_bad_request_is_rejected_once_the_endpoint_has_answered_others(server)
     assert server.stats()["received"] == 3
 
 
+def test_a_server_that_rejects_everything_stops_the_job_and_answers_nothing(server):
+    server.set(faults={"400": 1.0})
+    first, second = asked(server, [request(0), request(1)])
+    for error in (first, second):
+        assert isinstance(error, EndpointError)
+        assert "rejects the first request, of the model m: status 400: something else" in str(error)
+
+
+@pytest.mark.parametrize("fault", ["403", "404"])
+def test_a_refusal_after_an_answer_concerns_one_request_alone(server, fault):
+    server.set(next=["", fault, ""])
+    first, second, third = asked(server, [request(n) for n in range(3)])
+    assert second.answer.problem.startswith(f"rejected: status {fault}: ")
+    assert first.answer.content == third.answer.content != ""
+
+
 def test_long_messages_of_servers_are_cut():
     asked_for = httpx2.Request("POST", "http://localhost/v1/chat/completions")
     error = {"error": {"message": "long\u202e\n " * 200}}
@@ -282,8 +298,8 @@ def test_enforced_limits_are_told_with_answers_and_refusals(server):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("401", "the key of the variable OPENAI_API_KEY with status 401"),
-        ("403", "the key of the variable OPENAI_API_KEY with status 403"),
+        ("401", "the key of the variable OPENAI_API_KEY with status 401: "),
+        ("403", "the key of the variable OPENAI_API_KEY with status 403: not allowed;"),
         ("404", "expected the model m at"),
         ("quota", "no quota left"),
         ("redirect", "redirects to http://localhost"),
