@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, runtime_checkable
 
+from shine.errors import Stopped
 from shine.llm.answers import SegmentWriter
 from shine.llm.client import Completion, RequestFailed
 from shine.llm.limiter import Grant, Permit, Report
@@ -41,10 +42,6 @@ class Asked:
     attempts: int
     failures: Mapping[str, int]  # attempts without an answer, by `RequestFailed.kind`
     stop: str | None  # why the limiter grants no more, in a sentence
-
-
-class Stopped(Exception):  # noqa: N818
-    """The limiter grants nothing any more; the message says why."""
 
 
 class Permits:
@@ -117,7 +114,7 @@ class Permits:
                 report,
                 limited=report.limited + limited,
                 failed=report.failed + (not limited),
-                retry_after_seconds=(longest or None) if limited else report.retry_after_seconds,
+                retry_after_seconds=longest or None,
                 limits=failure.limits or report.limits,
                 failure=failure.kind if failure.status is None else f"status {failure.status}",
             )
@@ -194,8 +191,8 @@ async def ask(
     """Asks for a batch, all at once as far as there are permits; equal keys are asked once.
 
     A failed attempt is repeated after a pause of random length up to 0.5 s, doubled each time up
-    to 30 s, and not before the endpoint said. A request that failed `attempts` times, or that the
-    limiter stops, is left unanswered.
+    to 30 s, and, by the limiter, not before the endpoint said. A request that failed `attempts`
+    times, or that the limiter stops, is left unanswered.
 
     Args:
         requests: the batch.
@@ -268,7 +265,7 @@ class _Batch:
                 self._permits.failed(permit, failure)
                 self.failures[failure.kind] += 1
                 if attempt + 1 < self._attempts:
-                    await asyncio.sleep(self._pause(attempt, failure.retry_after))
+                    await asyncio.sleep(self._pause(attempt))
                 continue
             except BaseException:
                 self._permits.failed(permit, None)
@@ -297,6 +294,6 @@ class _Batch:
         if not self.unanswered:
             self._writer.seal()
 
-    def _pause(self, attempt: int, retry_after: float | None) -> float:
+    def _pause(self, attempt: int) -> float:
         most = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**attempt)
-        return (retry_after or 0.0) + self._random() * most
+        return self._random() * most

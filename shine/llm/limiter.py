@@ -54,7 +54,7 @@ class Report:
         0.0  # spent; a request that was lost after it may have been billed counts whole
     )
     # Since the last exchange.
-    retry_after_seconds: float | None = None  # the longest that a 429 asked for
+    retry_after_seconds: float | None = None  # the longest that a failure asked for
     limits: Limits | None = None  # the last that the endpoint told
     failure: str = ""  # the last, in words
 
@@ -270,7 +270,7 @@ class Limiter:
     ) -> None:
         self._outcomes += limited + others
         self._outcomes_limited += limited
-        if retry_after is not None and limited:
+        if retry_after is not None:
             until = now + retry_after * (1 + 0.1 * self._random())
             if until > self._blocked_until:
                 self._blocked_until = until

@@ -155,6 +155,24 @@ def test_nothing_is_sent_before_the_endpoint_said(tmp_path):
     simulated.run(main())
 
 
+@pytest.mark.parametrize(("kind", "status"), [("limited", 429), ("unavailable", 503)])
+def test_an_endpoint_that_asks_to_wait_for_a_day_ends_the_batch(tmp_path, kind, status):
+    async def main():
+        bench, endpoint = Bench(tmp_path), Endpoint()
+        endpoint.fault = lambda request: (
+            RequestFailed("later", kind, status, 80_000.0) if len(endpoint.asked) > 40 else None
+        )
+        result = await bench.ask("b", requests(*range(100)), endpoint)
+        assert asyncio.get_running_loop().time() < 60
+        assert len(endpoint.asked) <= 40 + 32
+        assert sum(answer is not None for answer in result.answers) == 40
+        assert result.stop is not None
+        assert result.stop.startswith("the endpoint asks to wait for 1")
+        assert len(bench.store.load()) == 40
+
+    simulated.run(main())
+
+
 def test_a_storm_of_429_ends_with_every_answer(tmp_path):
     async def main():
         bench = Bench(tmp_path)
