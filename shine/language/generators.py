@@ -48,6 +48,13 @@ Levels = Sequence[Sequence[int]]  # the slots of each level
 Refusals = Sequence[Mapping[int, Refusal]]  # round after round, by level
 
 
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """A generator has no sentence for a level, and can say why."""
+
+    reason: str
+
+
 @runtime_checkable
 class Generator(Protocol):
     """Proposes hard negatives, one caption at a time."""
@@ -65,8 +72,8 @@ class Generator(Protocol):
 
     def propose(
         self, words: Sequence[Word], levels: Levels, *, qid: str, refused: Refusals
-    ) -> tuple[str | None, ...]:
-        """One sentence per level; None where the generator has none, or no further one.
+    ) -> tuple[str | Nothing | None, ...]:
+        """One sentence per level; `Nothing` or None where it has none, or no further one.
 
         The answer depends on the arguments and on what the generator was made of alone.
 

@@ -10,6 +10,7 @@ from shine.language.generators import (
     FileGenerator,
     Generator,
     Levels,
+    Nothing,
     RandomGenerator,
     Refusal,
 )
@@ -31,7 +32,8 @@ class Proposal:
     reasons: tuple[str, ...]  # why it is no hard negative; none where it is one
     source: str  # the generator
     attempts: int  # sentences proposed, by all generators
-    refused: tuple[str, ...]  # the reasons of each sentence before this one
+    # The reasons of each sentence before this one, and of each generator that had none.
+    refused: tuple[str, ...]
 
 
 def build_generators(
@@ -89,6 +91,7 @@ def propose(
     """
     current = [0] * len(levels)  # which generator each level is left to
     history: list[list[dict[int, Refusal]]] = [[] for _ in generators]  # of each, by round
+    empty: list[dict[int, str]] = [{} for _ in generators]  # why each had no sentence
     while True:
         offers = {
             number: generators[number].propose(
@@ -97,9 +100,10 @@ def propose(
             for number in range(len(generators))
             if number in current
         }
-        if _pass_on(current, offers, len(generators)):
+        if _pass_on(current, offers, empty):
             continue
-        sentences = [offers[number][level] for level, number in enumerate(current)]
+        offered = [offers[number][level] for level, number in enumerate(current)]
+        sentences = [offer if isinstance(offer, str) else None for offer in offered]
         verdicts = judge(words, levels, sentences, truths)
         again: list[dict[int, Refusal]] = [{} for _ in generators]
         for level, (sentence, reasons) in enumerate(zip(sentences, verdicts, strict=True)):
@@ -114,37 +118,44 @@ def propose(
         for refused, round_ in zip(history, again, strict=True):
             if round_:
                 refused.append(round_)
-    before = [_refused(history, level) for level in range(len(levels))]
+    before = [_refused(history, empty, level) for level in range(len(levels))]
+    tried = [sum(level in r for rounds in history for r in rounds) for level in range(len(levels))]
     return tuple(
         Proposal(
             sentence=sentence or "",
             reasons=reasons,
             source=generators[number].name,
-            attempts=len(refused) + (sentence is not None),
+            attempts=attempts + (sentence is not None),
             refused=refused,
         )
-        for sentence, reasons, number, refused in zip(
-            sentences, verdicts, current, before, strict=True
+        for sentence, reasons, number, attempts, refused in zip(
+            sentences, verdicts, current, tried, before, strict=True
         )
     )
 
 
 def _pass_on(
-    current: list[int], offers: dict[int, tuple[str | None, ...]], num_generators: int
+    current: list[int],
+    offers: Mapping[int, tuple[str | Nothing | None, ...]],
+    empty: Sequence[dict[int, str]],
 ) -> bool:
     """Leaves levels whose generator has nothing more to the next one; whether there were any."""
     moved = False
     for level, number in enumerate(current):
-        if offers[number][level] is None and number + 1 < num_generators:
+        offer = offers[number][level]
+        if isinstance(offer, Nothing):
+            empty[number][level] = offer.reason
+        if not isinstance(offer, str) and number + 1 < len(empty):
             current[level] += 1
             moved = True
     return moved
 
 
-def _refused(history: Sequence[Sequence[dict[int, Refusal]]], level: int) -> tuple[str, ...]:
-    return tuple(
-        ", ".join(round_[level].reasons)
-        for rounds in history
-        for round_ in rounds
-        if level in round_
-    )
+def _refused(
+    history: Sequence[Sequence[dict[int, Refusal]]], empty: Sequence[dict[int, str]], level: int
+) -> tuple[str, ...]:
+    reasons: list[str] = []
+    for rounds, nothing in zip(history, empty, strict=True):
+        reasons += (", ".join(round_[level].reasons) for round_ in rounds if level in round_)
+        reasons += (nothing[level],) if level in nothing else ()
+    return tuple(reasons)

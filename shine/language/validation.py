@@ -4,6 +4,7 @@ Works on sentences, not on how they were made, so every generator is judged alik
 captions play a part; test files are read by nobody here.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from shine.language.vocabulary import Vocabulary
 from shine.language.words import Word
 
 TOO_SHORT: Final = "too few words to replace"
+_PLAIN: Final = re.compile("[A-Za-z]+")  # what a word must be that no training caption has
 
 
 class Judge:
@@ -100,6 +102,8 @@ class Judge:
                 reasons["a slot is unchanged"] = None
             elif fill not in self._vocabulary and not self._open:
                 reasons["a word outside the vocabulary"] = None
+            elif fill not in self._vocabulary and not _PLAIN.fullmatch(fill):
+                reasons["a word with other characters than letters"] = None
             elif (lemma := self._lemma(fill, word)) is None:
                 reasons["another inflection"] = None
             else:

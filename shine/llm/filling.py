@@ -17,7 +17,7 @@ import numpy as np
 from shine.config import NegativesConfig
 from shine.data.annotations import MASK
 from shine.errors import InputError
-from shine.language.generators import Choices, Levels, Refusal, Refusals
+from shine.language.generators import Choices, Levels, Nothing, Refusal, Refusals
 from shine.language.masking import PART, mask_levels, recompose
 from shine.language.vocabulary import Vocabulary
 from shine.language.wordnet import load_meanings
@@ -117,19 +117,22 @@ class LlmGenerator:
 
     def propose(
         self, words: Sequence[Word], levels: Levels, *, qid: str, refused: Refusals
-    ) -> tuple[str | None, ...]:
+    ) -> tuple[str | Nothing | None, ...]:
         """See `Generator`; a level of which the model has not been asked yet has no sentence."""
         spent = {level for round_ in refused[1:] for level in round_}
         wanted = [level for level in range(len(levels)) if level not in spent]
-        first = self._ask(self.question(words, levels))
-        second = first
+        question = self.question(words, levels)
+        first = second = self._ask(question)
+        silent = Nothing("the caption is too long to send" if question is None else "no answer")
         if refused and any(level in refused[0] for level in wanted):
             second = self._ask(self.question(words, levels, refused[0]))
-        sentences: list[str | None] = [None] * len(levels)
+        sentences: list[str | Nothing | None] = [None] * len(levels)
         for level in wanted:
             answer = second if refused and level in refused[0] else first
-            if answer is not None and levels[level]:
-                sentences[level] = self._sentence(words, levels, level, answer)
+            if levels[level]:
+                sentences[level] = (
+                    silent if answer is None else self._sentence(words, levels, level, answer)
+                )
         return tuple(sentences)
 
     def question(
@@ -203,10 +206,10 @@ class LlmGenerator:
 
     def _sentence(
         self, words: Sequence[Word], levels: Levels, level: int, answer: Answer
-    ) -> str | None:
+    ) -> str | Nothing:
         """The caption as the answer has it; a slot that it leaves out keeps its mask."""
         if answer.problem:
-            return None
+            return Nothing(answer.problem)
         lists = read_words(answer.content)
         given = lists[level] if level < len(lists) else []
         slots = levels[level]
@@ -227,7 +230,7 @@ class LlmGenerator:
 
 
 def read_words(content: str) -> list[list[str]]:
-    """The words of each level in an answer; none where it is not the JSON that was asked for.
+    """The words of each level in an answer, in lower case; none where it is not the JSON asked for.
 
     Fences around the JSON and text before or after it are forgiven.
     """
@@ -246,7 +249,7 @@ def read_words(content: str) -> list[list[str]]:
 def _strings(level: Any) -> list[str]:
     if not isinstance(level, list) or not all(isinstance(word, str) for word in level):
         return []
-    return [word.strip() for word in level]
+    return [word.strip().lower() for word in level]
 
 
 def _order(levels: Levels) -> list[int]:

@@ -1,7 +1,7 @@
 from tagged import GRID, counted, plain, tagged
 
 from shine.config import NegativesConfig
-from shine.language.generators import RandomGenerator
+from shine.language.generators import Nothing, RandomGenerator
 from shine.language.proposal import MAX_ATTEMPTS, propose
 from shine.language.validation import TOO_SHORT, Judge
 
@@ -70,6 +70,17 @@ def test_what_one_generator_fails_is_left_to_the_next():
     (level,) = proposed(ONE, stubborn, Scripted([GOOD], name="second"))
     assert (level.source, level.attempts) == ("second", MAX_ATTEMPTS + 1)
     assert [len(r) for r in stubborn.asked] == [*range(MAX_ATTEMPTS)]
+
+
+def test_why_a_generator_has_no_sentence_is_told_and_is_no_attempt():
+    refuses = Nothing("refused: no")
+    first = Scripted([UNKNOWN, refuses], name="first")
+    (level,) = proposed(ONE, first, Scripted([GOOD], name="second"))
+    assert (level.sentence, level.source, level.attempts) == (GOOD, "second", 2)
+    assert level.refused == ("a word outside the vocabulary", "refused: no")
+    (level,) = proposed(ONE, Scripted([refuses]))
+    assert (level.sentence, level.attempts, level.refused) == ("", 0, ("refused: no",))
+    assert level.reasons == ("no word fits a slot",)
 
 
 def test_levels_fall_back_each_for_itself():

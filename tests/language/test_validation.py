@@ -143,6 +143,13 @@ def test_fills_read_back_what_was_put_in(parts, data):
     assert {slot: fill.lower() for slot, fill in read.items()} == fills
 
 
+@pytest.mark.parametrize("fill", ["\u0441loses", "clo-ses", "clos'es", "close\u00adses", "cl0ses"])
+def test_an_open_vocabulary_is_one_of_plain_letters(fill):
+    judge = Judge(VOCABULARY, open_vocabulary=True)
+    (reasons,) = judge(QUERY, ((2,),), (f"a person {fill} a door.",), (QUERY,))
+    assert reasons == ("a word with other characters than letters",)
+
+
 def test_a_glued_slot_ends_where_its_caption_goes_on():
     assert read_fills(QUERY, (4,), "a person opens an apple.") == {4: "apple"}
     assert read_fills(QUERY, (4,), "a person opens an apple tree.") is None

@@ -8,7 +8,7 @@ from tagged import GRID, counted, plain, tagged
 
 from shine.config import LlmConfig, NegativesConfig
 from shine.errors import InputError
-from shine.language.generators import Refusal
+from shine.language.generators import Nothing, Refusal
 from shine.language.proposal import build_generators, propose
 from shine.language.validation import Judge
 from shine.language.words import Word
@@ -52,7 +52,7 @@ def payload(request, number=1):
 def test_one_request_tells_of_all_levels_and_offers_words_of_each_slots_kind():
     made = generator(candidates=3)
     levels = made.levels(WORDS, qid="q")
-    assert made.propose(WORDS, levels, qid="q", refused=()) == (None, None, None)
+    assert made.propose(WORDS, levels, qid="q", refused=()) == (Nothing("no answer"),) * 3
     request = asked(made)
     told = payload(request)
     assert told["query"] == plain(WORDS)
@@ -145,7 +145,7 @@ def test_a_refused_level_is_asked_once_more_with_the_reasons_and_then_given_up()
     good = filled(["slams"], ["closes", "apple"], ["closes", "apple", "lamp"])
     answers = {first.key: answer(first.key, good)}
     told = generator(answers)
-    assert told.propose(WORDS, levels, qid="q", refused=({0: refusal},))[0] is None
+    assert told.propose(WORDS, levels, qid="q", refused=({0: refusal},))[0] == Nothing("no answer")
     again = asked(told)
     assert again.key != first.key
     assert json.loads(again.messages)[:2] == json.loads(first.messages)
@@ -197,8 +197,19 @@ def test_a_refusal_of_the_model_is_not_asked_again():
     levels = made.levels(WORDS, qid="q")
     key = made.question(WORDS, levels).key
     told = generator({key: answer(key, "", problem="refused: no")})
-    assert told.propose(WORDS, levels, qid="q", refused=()) == (None,) * 3
+    assert told.propose(WORDS, levels, qid="q", refused=()) == (Nothing("refused: no"),) * 3
     assert told.take_missing() == {}
+
+
+def test_an_answer_that_shouts_gets_the_capitals_of_the_caption():
+    made = generator()
+    levels = made.levels(WORDS, qid="q")
+    key = made.question(WORDS, levels).key
+    told = generator({key: answer(key, filled([" CLOSES"], ["Closes", "Apple"]))})
+    assert told.propose(WORDS, levels, qid="q", refused=())[:2] == (
+        "the person closes a door on the table.",
+        "the person closes an apple on the table.",
+    )
 
 
 HOSTILE = [
@@ -241,9 +252,12 @@ def test_a_hostile_caption_is_a_value_and_changes_nothing_else(caption):
 
 def test_a_caption_too_long_to_send_is_left_to_the_corpus():
     words = (*WORDS, Word("x" * 5000, "", "X", "FW", "x"))
-    made = generator()
-    assert made.propose(words, made.levels(words, qid="q"), qid="q", refused=()) == (None,) * 3
-    assert made.take_missing() == {}
+    llm, corpus = build_generators(config(), VOCABULARY, NEIGHBOURS, tagger="t", answers={})
+    levels = llm.levels(words, qid="q")
+    found = propose((llm, corpus), Judge(VOCABULARY), words, levels, qid="q", truths=(words,))
+    assert [level.source for level in found] == ["corpus"] * 3
+    assert {level.refused[0] for level in found} == {"the caption is too long to send"}
+    assert llm.take_missing() == {}
 
 
 def test_words_are_read_from_fences_and_small_talk():
