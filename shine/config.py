@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from shine.errors import InputError
 
@@ -33,6 +34,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 # `reference` reproduces the published code where sense departs from it; docs/parity.md lists each
 # departure.
 Compat = Literal["corrected", "reference"]
+_UNSHOWN = "unshown"  # the type of an error whose value may hold a secret
 
 
 class Section(BaseModel):
@@ -93,9 +95,20 @@ class LlmConfig(Section):
     @field_validator("base_url")
     @classmethod
     def _without_secret(cls, url: str) -> str:
-        if not re.match(r"https?://[^/@\s]+(/\S*)?$", url) or "?" in url:
-            raise ValueError("needs http(s)://host/path without user, password or parameters")
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
+            raise PydanticCustomError(
+                _UNSHOWN, "needs http(s)://host/path without user, password, parameters or fragment"
+            )
         return url.rstrip("/")
+
+    @field_validator("key_variable")
+    @classmethod
+    def _names_a_variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise PydanticCustomError(
+                _UNSHOWN, "needs the name of an environment variable, not the key itself"
+            )
+        return name
 
     @model_validator(mode="after")
     def _budget_needs_prices(self) -> "LlmConfig":
@@ -535,7 +548,7 @@ def _sentence(section: type[Section], item: Any, where: str) -> str:
         return f"{where}: unknown key {name!r}; {hint}"
     message = item["msg"].removeprefix("Value error, ")
     place = f"{where}: {name}" if name else where
-    if isinstance(item["input"], Section | dict):
+    if item["type"] == _UNSHOWN or isinstance(item["input"], Section | dict):
         return f"{place}: {message}"
     got = re.sub(r"//[^/]*@", "//...@", repr(item["input"]))  # no password of a URL
     return f"{place}: {message}, got {got}"

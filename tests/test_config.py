@@ -63,6 +63,24 @@ def test_a_mistake_in_a_file_is_one_sentence(tmp_path, text, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "key_variable=sk-canary",
+        "key_variable=1canary",
+        "base_url=https://user:canary@host/v1",
+        "base_url=https://host/v1@canary",
+        "base_url=https://host/v1?key=canary",
+        "base_url=https://host?key=canary",
+        "base_url=https://host/v1#canary",
+    ],
+)
+def test_a_value_that_may_hold_a_secret_is_refused_and_not_shown(override):
+    with pytest.raises(InputError, match=r"negatives\.llm\.\w+: needs") as error:
+        load_config(None, [f"negatives.llm.{override}"])
+    assert "canary" not in str(error.value)
+
+
 @pytest.mark.parametrize("override", ["epochs=3", "train.epochs", "=1"])
 def test_a_malformed_override_shows_the_right_form(override):
     with pytest.raises(InputError, match=r"section\.key=value"):
