@@ -25,6 +25,7 @@ from openai.types import Batch
 
 from shine.errors import InputError
 from shine.llm.client import (
+    MALFORMED,
     ChatClient,
     EndpointError,
     Rejected,
@@ -331,7 +332,7 @@ class _Job:
                 try:
                     told = json.loads(line)
                     key = told["custom_id"]
-                except (ValueError, KeyError, TypeError):
+                except MALFORMED:
                     unknown += 1
                     continue
                 if key not in left:
@@ -370,7 +371,7 @@ class _Job:
         if status == 200 and not error:
             try:
                 return self._client.answer(request, body)
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            except MALFORMED:
                 return Unanswered(request.key, "its line holds no chat completion")
         code, message = error_of(json.dumps({"error": error} if error else body))
         message = self._client.shown(f"{code}: {message}" if error else message)
@@ -417,5 +418,7 @@ class _Job:
 async def _unless_gone(attempt: Awaitable[Result]) -> Result | None:
     try:
         return await attempt
-    except Rejected:
+    except Rejected as error:
+        if error.status not in (404, 410):
+            raise
         return None

@@ -30,6 +30,8 @@ _ABOUT_DIALECT = (400, 404, 415, 422, 501)  # statuses that refuse a field among
 _CONNECT_SECONDS = 10.0
 _SHOWN = 200  # characters of what a server wrote
 _LONGEST_WAIT_SECONDS = 86_400.0
+# What reading an unknown value as a chat completion may raise.
+MALFORMED = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 _SECRET_LENGTH = 8  # shorter keys are placeholders, and words that an answer may well contain
 
 
@@ -233,7 +235,7 @@ class ChatClient:
         limits = _limits(response.headers)
         try:
             answer = self.answer(request, json.loads(response.content))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except MALFORMED:
             answer = None
         if answer is None:
             raise RequestFailed(
@@ -397,7 +399,7 @@ class ChatClient:
         Content cut short by max_tokens is content as it is.
 
         Raises:
-            ValueError, KeyError, IndexError, TypeError, AttributeError: it is none.
+            One of `MALFORMED`: it is none.
         """
         answer = _answer_of(self.config, request, completion)
         if not self._key or len(self._key) < _SECRET_LENGTH:
@@ -456,7 +458,7 @@ def _answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
         problem = f"refused: no content (finish_reason {_short(str(reason))})"
     usage = completion.get("usage") or {}
     prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not (isinstance(prompt_tokens, int) and isinstance(completion_tokens, int)):
+    if not (_is_count(prompt_tokens) and _is_count(completion_tokens)):
         prompt_tokens, completion_tokens = request.prompt_tokens, -(-len(content) // 4)
     return Answer(
         key=request.key,
@@ -471,6 +473,10 @@ def _answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
         / 1e6,
         model=str(completion.get("model") or config.model),
     )
+
+
+def _is_count(tokens: Any) -> bool:
+    return type(tokens) is int and 0 <= tokens < 2**31
 
 
 def rejected(config: LlmConfig, key: str, rejection: Rejected) -> Answer:
@@ -488,7 +494,7 @@ def error_of(text: str) -> tuple[str, str]:
     """Code and message of an error, in the ways that servers write them into a body."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", text
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict):

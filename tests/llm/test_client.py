@@ -19,6 +19,7 @@ from shine.llm.client import (
     RequestFailed,
     _limits,
     _retry_after,
+    error_of,
     read_key,
 )
 from shine.llm.request import Request
@@ -118,6 +119,19 @@ def test_tokens_are_estimated_where_the_endpoint_tells_none(server):
     server.set(usage=False)
     found = answer(server)
     assert (found.prompt_tokens, found.completion_tokens) == (60, -(-len(found.content) // 4))
+
+
+@pytest.mark.parametrize("tokens", [10**20, 2**31, -1, True, 1.5, "7"])
+def test_tokens_that_nobody_can_have_used_are_estimated(tokens):
+    usage = {"prompt_tokens": tokens, "completion_tokens": 3}
+    completion = {"choices": [{"message": {"content": "eight ch"}}], "usage": usage}
+    found = ChatClient(LlmConfig(model="m"), None).answer(request(), completion)
+    assert (found.prompt_tokens, found.completion_tokens) == (60, 2)
+
+
+def test_an_error_nested_too_deeply_is_told_as_text():
+    text = "[" * 100_000
+    assert error_of(text) == ("", text)
 
 
 def test_content_cut_short_is_content(server):
