@@ -43,6 +43,7 @@ Result = TypeVar("Result")
 _ENDPOINT = "/v1/chat/completions"
 _LABEL = "shine_batch"  # the metadata that a batch is found by
 _ENDED = ("completed", "failed", "expired", "cancelled")
+_END_SECONDS = 48 * 3600.0  # of waiting in one call; the provider promises half of it
 _POLL_SECONDS = (5.0, 120.0)  # shortest and longest
 _BACKOFF_SECONDS = (1.0, 60.0)
 _UPLOAD_RATE = 100_000  # bytes per second that an upload is given time for
@@ -154,11 +155,8 @@ class _Ledger:
         self._files.pipe_file(f"{name}.part", json.dumps(dataclasses.asdict(entry)).encode())
         self._files.mv(f"{name}.part", name)
 
-    def remove(self, entry: _Entry) -> None:
-        self._files.rm_file(self._name(entry))
-
     def _name(self, entry: _Entry) -> str:
-        return f"{self._folder}/batch-{entry.number:06d}.json"
+        return f"{self._folder}/batch-{entry.id}.json"
 
 
 def _is_entry(name: str) -> bool:
@@ -200,14 +198,16 @@ class _Job:
         self._lines.close()
 
     async def resumed(self) -> list[_Entry]:
-        """What earlier calls bought. A plan that the provider does not know was not carried out."""
+        """What earlier calls bought. A plan that the provider does not know was not carried out.
+
+        It stays: another job may be carrying it out at this moment.
+        """
         bought = []
         for entry in self._ledger.entries():
             self._number = entry.number + 1
             if entry.batch is None:
                 name = await self._find(entry.id)
                 if name is None:
-                    self._ledger.remove(entry)
                     continue
                 entry = dataclasses.replace(entry, batch=name)
                 self._ledger.write(entry)
@@ -297,6 +297,7 @@ class _Job:
         """Each of `entries` as it ends."""
         shortest, longest = _POLL_SECONDS
         seconds = shortest
+        slept = 0.0
         while entries:
             for entry in list(entries):
                 batch = await self._state(entry)
@@ -307,8 +308,16 @@ class _Job:
                     seconds = shortest
                     yield ended
             if entries:
+                if slept > _END_SECONDS:
+                    raise EndpointError(
+                        f"{self._client.config.base_url} has not ended {len(entries)} batches, "
+                        f"such as {entries[0].batch}, within {_END_SECONDS / 3600:.0f} hours; "
+                        f"run the command again to wait on, or cancel them at the provider"
+                    )
                 logger.info("%d batches are being worked on", len(entries))
-                await self._sleep(seconds * (0.5 + self._draw()))
+                pause = seconds * (0.5 + self._draw())
+                await self._sleep(pause)
+                slept += pause
                 seconds = min(1.5 * seconds, longest)
 
     async def _state(self, entry: _Entry) -> Batch | None:

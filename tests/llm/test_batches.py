@@ -13,8 +13,8 @@ from chat_server import key_of, serving
 
 from shine.config import LlmConfig
 from shine.errors import InputError
-from shine.llm.batches import Unanswered, ask_in_batches
-from shine.llm.client import ChatClient, EndpointError
+from shine.llm.batches import Unanswered, _Entry, _Ledger, _unless_gone, ask_in_batches
+from shine.llm.client import ChatClient, EndpointError, Rejected
 from shine.llm.request import Answer, Request
 
 CANARY = "sk-canary-0123456789abcdef"
@@ -291,6 +291,35 @@ def test_a_first_request_of_bad_content_proves_nothing(server, tmp_path):
     answers, _ = collected(server, tmp_path, range(5))
     assert answers[0].startswith("rejected: status 400: maximum context")
     assert server.stats()["received"] == 2
+
+
+def test_only_what_is_gone_counts_as_gone():
+    async def refused(status):
+        raise Rejected(status, "", "no")
+
+    assert asyncio.run(_unless_gone(refused(404))) is None
+    assert asyncio.run(_unless_gone(refused(410))) is None
+    with pytest.raises(Rejected):
+        asyncio.run(_unless_gone(refused(400)))
+
+
+def test_a_batch_that_never_ends_is_given_up_after_two_days(server, tmp_path):
+    naps = []
+
+    async def nap(seconds):
+        naps.append(seconds)
+
+    server.set(batch_seconds=10**6)
+    with pytest.raises(EndpointError, match="not ended 1 batches, such as batch_0, within 48 h"):
+        collected(server, tmp_path, range(2), sleep=nap)
+    assert 48 * 3600 < sum(naps) < 48 * 3600 + 200
+
+
+def test_two_jobs_on_one_folder_keep_the_plans_of_each_other(server, tmp_path):
+    plan = _Entry("f" * 64, 0, [request(99).key], [5])  # that another job is carrying out
+    _Ledger(str(tmp_path)).write(plan)
+    assert collected(server, tmp_path, range(4)) == (contents(range(4)), {})
+    assert plan in _Ledger(str(tmp_path)).entries()
 
 
 def test_a_foreign_file_in_the_folder_is_named(server, tmp_path):
