@@ -44,7 +44,7 @@ def test_every_drawn_word_has_one_verdict_and_no_caption():
     assert len({(row["source"], row["qid"], row["level"]) for row in found}) == len(found)
 
 
-def test_the_draw_can_be_repeated():
+def test_the_note_names_the_seed_and_the_files_that_were_drawn_from():
     note = json.loads((LABELS / "verdicts.json").read_text())
     assert isinstance(note["seed"], int)
     assert set(note["negatives_sha256"]) == set(DRAWN)
