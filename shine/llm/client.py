@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 import aiohttp
 import httpx2
@@ -266,7 +266,7 @@ class ChatClient:
             async with asyncio.timeout(timeout_seconds or self.config.timeout_seconds):
                 return await send(self._connected())
         except TimeoutError:
-            failure = self._timeout()
+            failure = _timeout(timeout_seconds or self.config.timeout_seconds)
         except openai.APIStatusError as error:
             failure = self._refusal(error.response)
         except (
@@ -276,7 +276,7 @@ class ChatClient:
             OSError,
             ValueError,
         ) as e:
-            failure = self._lost(e)
+            failure = self._lost(e, timeout_seconds or self.config.timeout_seconds)
         raise failure
 
     def __reduce__(self) -> Any:
@@ -352,11 +352,7 @@ class ChatClient:
             return RequestFailed(text, "unavailable", status, wait, False, limits)
         return rejection
 
-    def _timeout(self) -> RequestFailed:
-        seconds = self.config.timeout_seconds
-        return RequestFailed(f"no answer within {seconds:g} s", "timeout", billed=True)
-
-    def _lost(self, error: BaseException) -> Failure:
+    def _lost(self, error: BaseException, seconds: float) -> Failure:
         """What an exchange without a whole response means."""
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, aiohttp.ClientError):
@@ -371,7 +367,7 @@ class ChatClient:
             case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
                 return RequestFailed(f"no connection ({name})", "unavailable")
             case aiohttp.ServerTimeoutError():
-                return self._timeout()
+                return _timeout(seconds)
             case aiohttp.ClientConnectionError():
                 return RequestFailed(
                     f"the connection was lost ({name})", "unavailable", billed=True
@@ -407,6 +403,10 @@ class ChatClient:
         texts = {name: getattr(answer, name) for name in ("content", "problem", "model")}
         clean = {name: text.replace(self._key, "[key]") for name, text in texts.items()}
         return dataclasses.replace(answer, **clean) if clean != texts else answer
+
+
+def _timeout(seconds: float) -> RequestFailed:
+    return RequestFailed(f"no answer within {seconds:g} s", "timeout", billed=True)
 
 
 def is_about_content(rejection: Rejected) -> bool:
@@ -475,7 +475,7 @@ def _answer_of(config: LlmConfig, request: Request, completion: Any) -> Answer:
     )
 
 
-def _is_count(tokens: Any) -> bool:
+def _is_count(tokens: Any) -> TypeGuard[int]:
     return type(tokens) is int and 0 <= tokens < 2**31
 
 

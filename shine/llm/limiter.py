@@ -24,6 +24,7 @@ _FIRST_PAUSE_SECONDS: Final = 1.0
 _LAST_PAUSE_SECONDS: Final = 60.0
 _ENOUGH_OUTCOMES: Final = 8  # for a judgement of the share of 429
 _MAX_LIMITED_SHARE: Final = 0.4  # of the requests of a second; above, fewer are allowed in flight
+_SPENT_SHARE: Final = 0.9  # a budget of which as much is gone is called spent
 _MEMORY_ANSWERS: Final = 1000  # over which the mean length of an answer is taken
 
 
@@ -421,9 +422,14 @@ class Limiter:
         if spent + reserved + permit.dollars <= budget:
             return 0.0
         if not self._held:
+            state = f"the budget of ${budget:.2f} is spent (${spent:.2f})"
+            if spent < _SPENT_SHARE * budget:
+                state = (
+                    f"what is left of the budget of ${budget:.4g} (${spent:.4g} is spent) is too "
+                    f"little for another request, which may cost ${permit.dollars:.4g}"
+                )
             self._stop = (
-                f"the budget of ${budget:.2f} is spent (${spent:.2f}): {self._so_far} "
-                f"raise negatives.llm.budget and run the same command again"
+                f"{state}: {self._so_far} raise negatives.llm.budget and run the same command again"
             )
         return _POLL_SECONDS
 

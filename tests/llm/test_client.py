@@ -283,6 +283,14 @@ def test_a_failure_tells_its_kind_and_whether_it_may_cost(server, fault, kind, s
     assert after.answer.content
 
 
+def test_a_timeout_tells_the_seconds_that_were_given():
+    async def exchange():
+        await ChatClient(LlmConfig(), None).exchange(lambda api: asyncio.sleep(9), 0.25)
+
+    with pytest.raises(RequestFailed, match=r"no answer within 0\.25 s"):
+        asyncio.run(exchange())
+
+
 def test_nobody_listening_is_unavailable_and_costs_nothing(server):
     with serving() as gone:
         pass
