@@ -366,20 +366,24 @@ class AnswerStore:
                 self._fs.invalidate_cache()
         return read()
 
-    @contextlib.contextmanager
-    def _telling(self, verb: str) -> Iterator[None]:
-        """Any error of the storage, of whatever library, is one sentence without a secret."""
-        try:
-            yield
-        except (InputError, AssertionError):
-            raise
-        except Exception as error:
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
-            raise InputError(
-                f"cannot {verb} the answers in {self._shown}: {reason}; "
-                f"set negatives.llm.store to a place that can be read and written"
-            ) from None
+    def _telling(self, verb: str) -> contextlib.AbstractContextManager[None]:
+        return telling(verb, f"the answers in {self._shown}")
+
+
+@contextlib.contextmanager
+def telling(verb: str, what: str) -> Iterator[None]:
+    """Any error of a storage, of whatever library, is one sentence without a secret."""
+    try:
+        yield
+    except (InputError, AssertionError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
+        raise InputError(
+            f"cannot {verb} {what}: {reason}; "
+            f"set negatives.llm.store to a place that can be read and written"
+        ) from None
 
 
 class SegmentWriter:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import openai
 from openai.types import Batch
 
 from shine.errors import InputError
+from shine.llm.answers import telling
 from shine.llm.client import (
     MALFORMED,
     ChatClient,
@@ -133,13 +135,16 @@ class _Ledger:
     """One JSON file per batch, whole or absent."""
 
     def __init__(self, folder: str) -> None:
-        self._files, self._folder = fsspec.core.url_to_fs(folder)
-        self._files.makedirs(self._folder, exist_ok=True)
+        self._what = f"the plans in {re.sub(r'//[^/]*@', '//...@', folder)}"
+        with telling("open", self._what):
+            self._files, self._folder = fsspec.core.url_to_fs(folder)
+            self._files.makedirs(self._folder, exist_ok=True)
 
     def entries(self) -> list[_Entry]:
         """In order of planning."""
-        names = [name for name in self._files.ls(self._folder, detail=False) if _is_entry(name)]
-        return sorted((self._read(name) for name in names), key=lambda entry: entry.number)
+        with telling("read", self._what):
+            names = filter(_is_entry, self._files.ls(self._folder, detail=False))
+            return sorted((self._read(name) for name in names), key=lambda entry: entry.number)
 
     def _read(self, name: str) -> _Entry:
         try:
@@ -152,8 +157,9 @@ class _Ledger:
 
     def write(self, entry: _Entry) -> None:
         name = self._name(entry)
-        self._files.pipe_file(f"{name}.part", json.dumps(dataclasses.asdict(entry)).encode())
-        self._files.mv(f"{name}.part", name)
+        with telling("write", self._what):
+            self._files.pipe_file(f"{name}.part", json.dumps(dataclasses.asdict(entry)).encode())
+            self._files.mv(f"{name}.part", name)
 
     def _name(self, entry: _Entry) -> str:
         return f"{self._folder}/batch-{entry.id}.json"

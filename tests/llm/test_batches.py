@@ -322,6 +322,12 @@ def test_two_jobs_on_one_folder_keep_the_plans_of_each_other(server, tmp_path):
     assert plan in _Ledger(str(tmp_path)).entries()
 
 
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot open the plans in .*set negatives.llm.store"):
+        collected(server, tmp_path / "file" / "batches", range(2))
+
+
 def test_a_foreign_file_in_the_folder_is_named(server, tmp_path):
     (tmp_path / "batch-000000.json").write_text('{"what": 1}')
     with pytest.raises(InputError, match=r"batch-000000\.json: expected a file that records"):
