@@ -7,6 +7,8 @@ has not written down: `segment_answers - 1` of each of the tables it works on at
 
 import asyncio
 import hashlib
+import logging
+import math
 import random
 import time
 import uuid
@@ -26,6 +28,10 @@ from shine.llm.filling import SCHEMA
 from shine.llm.limiter import Grant, Limiter, Report
 from shine.llm.request import Answer, Request
 
+logger = logging.getLogger(__name__)
+
+REQUESTS_PER_TABLE: Final = 64
+_TABLES: Final = 4  # that a worker works on at a time; what Ray Data gives it, unless told less
 _CPUS: Final = 0.1  # of a worker, which mostly waits
 _COLLECTED: Final = 500  # answers of a provider's batch between two reports
 _OUTCOME: Final = pa.schema(
@@ -53,13 +59,12 @@ class AskModel:
         self._name = uuid.uuid4().hex
         self._client: ChatClient | None = None
         self._permits: Permits | None = None
+        self._free = asyncio.Semaphore(_TABLES)
 
     async def __call__(self, requests: pa.Table) -> pa.Table:
         """One row: how many were answered, and whether the job should go on."""
-        try:
+        async with self._free:
             return await self._ask([Request(**row) for row in requests.to_pylist()])
-        except InputError as error:
-            return _outcome(0, str(error), fatal=True)
 
     async def _ask(self, requests: Sequence[Request]) -> pa.Table:
         if self._client is None or self._permits is None:
@@ -77,7 +82,8 @@ class AskModel:
             self._permits,
             writer,
             schema=SCHEMA,
-            finished=self._store.finished(batch),
+            # It lists the store, while other tables go on.
+            finished=await asyncio.to_thread(self._store.finished, batch),
             attempts=self._config.attempts,
             random=random.random,
         )
@@ -116,8 +122,16 @@ def ask_requests(
         Why the rest was not asked, in a sentence; None where all of them were.
 
     Raises:
-        InputError: the endpoint refuses the key or the model, or the store cannot be written.
+        InputError: the endpoint refuses the key or the model, the store cannot be written, or the
+            workers are too few for `in_flight`.
     """
+    most = config.workers * _TABLES * REQUESTS_PER_TABLE
+    if not batch and config.in_flight > most:
+        raise InputError(
+            f"negatives.llm.in_flight is {config.in_flight}, but the workers can have {most} "
+            f"requests on their way; set negatives.llm.workers="
+            f"{math.ceil(config.in_flight * config.workers / most)} or a lower in_flight"
+        )
     if batch and (stop := _beyond_budget(num_requests, prompt_tokens, config, spent)):
         return stop
     settings = config.model_dump(mode="json")
@@ -134,6 +148,12 @@ def ask_requests(
             answered += row["answered"]
             stop = row["stop"] or stop
         on_progress(answered, num_requests)
+    if stop is None and answered < num_requests:
+        logger.warning(
+            "%d of %d requests have no answer yet; they are asked again",
+            num_requests - answered,
+            num_requests,
+        )
     return stop
 
 
@@ -173,13 +193,19 @@ def _collect(references: Sequence[Any], settings: dict[str, Any], url: str) -> I
     async def answers(client: ChatClient) -> AsyncIterator[list[Answer]]:
         found: list[Answer] = []
         folder = f"{url.rstrip('/')}/batches"
-        async for result in ask_in_batches(requests, client, folder, schema=SCHEMA):
-            if isinstance(result, Answer):
-                found.append(result)
-            if len(found) == _COLLECTED:
-                yield found
-                found = []
+        failure: Exception | None = None
+        try:
+            async for result in ask_in_batches(requests, client, folder, schema=SCHEMA):
+                if isinstance(result, Answer):
+                    found.append(result)
+                if len(found) == _COLLECTED:
+                    yield found
+                    found = []
+        except Exception as error:  # told after what was paid for is stored
+            failure = error
         yield found
+        if failure is not None:
+            raise failure
 
     async def following(source: AsyncIterator[list[Answer]]) -> list[Answer] | None:
         return await anext(source, None)
@@ -195,6 +221,11 @@ def _collect(references: Sequence[Any], settings: dict[str, Any], url: str) -> I
             runner.run(client.close())
         except InputError as error:
             yield _outcome(0, str(error), fatal=True)
+        except Exception as error:  # of a storage's own library, whose words may hold a secret
+            says = (
+                f"the provider's batches could not be collected ({type(error).__name__}); try again"
+            )
+            yield _outcome(0, says, fatal=True)
 
 
 def _beyond_budget(

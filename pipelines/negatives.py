@@ -49,7 +49,6 @@ References = list[Any]  # to tables in Ray's object store
 Tables = Iterator[pa.Table]
 
 _VIDEOS_PER_BLOCK: Final = 128
-_REQUESTS_PER_BLOCK: Final = 64
 # Of the same request: the first answer, one more with the reasons, and once for what failed.
 _ROUNDS: Final = 3
 _GUESSED_COMPLETION: Final = 60  # tokens of an answer, as long as there is none to learn from
@@ -505,6 +504,8 @@ class _Captions:
         """
         import ray
 
+        from pipelines.asking import REQUESTS_PER_TABLE  # loads openai
+
         seen: set[bytes] = set()
         references: References = []
         num_requests, prompt_tokens, num_answered, dollars, done = 0, 0, 0, 0.0, 0
@@ -523,7 +524,7 @@ class _Captions:
                 self._on_progress(done, len(self._tagged), "finding what to ask, in parts")
                 yield table.filter(pa.array(keep, pa.bool_())).select(REQUESTS.names)
 
-        for block in _rows_in_blocks(fresh(), _REQUESTS_PER_BLOCK):
+        for block in _rows_in_blocks(fresh(), REQUESTS_PER_TABLE):
             num_requests += len(block)
             prompt_tokens += int(block["prompt_tokens"].to_numpy().sum())
             references.append(ray.put(block))

@@ -7,6 +7,7 @@ from tagged import GRID, plain
 from test_generate import annotation_file
 
 from benchmarks.negatives import kills
+from pipelines.asking import ask_requests
 from pipelines.negatives import estimate, generate
 from shine.config import Config, LlmConfig, NegativesConfig
 from shine.errors import InputError, Stopped
@@ -137,3 +138,20 @@ def test_killed_jobs_lose_nothing_and_pay_twice_within_the_bound():
 def test_an_estimate_is_for_language_models(tmp_path, source):
     with pytest.raises(InputError, match="negatives.generator is corpus, which costs nothing"):
         estimate(Config(), source=source)
+
+
+def test_more_requests_on_their_way_than_workers_can_have_are_refused():
+    settings = LlmConfig(model="m", in_flight=300)
+    with pytest.raises(
+        InputError, match=r"in_flight is 300, .* 256 .*set negatives.llm.workers=2 "
+    ):
+        ask_requests(
+            [],
+            settings,
+            "answers",
+            num_requests=0,
+            prompt_tokens=0,
+            spent=0.0,
+            batch=False,
+            on_progress=lambda done, total: None,
+        )
