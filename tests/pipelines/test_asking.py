@@ -129,9 +129,9 @@ def test_a_budget_stops_the_job_and_batches_go_on(ray_cluster, server, source, t
 
 
 def test_killed_jobs_lose_nothing_and_pay_twice_within_the_bound():
-    outcome = kills(num=400, times=2)
-    assert outcome.rows == 400
-    assert outcome.from_model > 400
+    outcome = kills(num=300, times=1)
+    assert outcome.rows == 300
+    assert outcome.from_model > 300
     assert outcome.paid_again <= outcome.bound
 
 
