@@ -15,8 +15,8 @@ from benchmarks import plain
 from shine.config import LossConfig, TrainConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
-from shine.data.features import FeatureStore
 from shine.data.sampler import epoch_batches
+from shine.data.store import FeatureStore
 from shine.data.text import LexicalEncoder, TextTable
 from shine.language.negatives import HardNegatives, read_negatives
 

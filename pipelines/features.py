@@ -10,8 +10,8 @@ from typing import Any
 from cluster.connection import connect
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
-from shine.data.features import Shard, source_widths, write_manifest, write_shard
 from shine.data.mixture import MANIFEST, read_world
+from shine.data.packing import Shard, source_widths, write_manifest, write_shard
 from shine.errors import InputError
 
 _VIDEOS_PER_SHARD = 256

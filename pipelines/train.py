@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cluster.connection import connect
 from cluster.size import check_workers
 from shine.config import Config
-from shine.data.features import MANIFEST
 from shine.data.loading import Source
+from shine.data.store import MANIFEST
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 from shine.files import sha256, write_whole

@@ -27,8 +27,9 @@ from shine.data.annotations import Annotation
 from shine.data.arrays import checked_matrix, read_matrix
 from shine.data.batch import Inputs, Outputs
 from shine.data.dataset import Dataset, collate_inputs
-from shine.data.features import FeatureStore, stored_clips
 from shine.data.loading import Source
+from shine.data.packing import stored_clips
+from shine.data.store import FeatureStore
 from shine.data.text import TextEncoder, TextTable, as_tokens, build_encoder
 from shine.errors import InputError
 from shine.evaluation import read_run

@@ -15,8 +15,8 @@ from pipelines.cli import main
 from pipelines.console import sparkline
 from pipelines.train import train_run
 from shine.data.annotations import write_jsonl
-from shine.data.features import write_manifest, write_shard
 from shine.data.loading import Source
+from shine.data.packing import write_manifest, write_shard
 from shine.data.text import LexicalEncoder
 from shine.errors import InputError
 from shine.evaluation import load_run_model, read_run

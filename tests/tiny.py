@@ -6,7 +6,7 @@ import numpy as np
 
 from shine.config import Config, load_config
 from shine.data.annotations import write_jsonl
-from shine.data.features import write_manifest, write_shard
+from shine.data.packing import write_manifest, write_shard
 
 WORDS = ("door", "box", "cup", "book", "bag", "lamp", "towel", "phone")
 WIDTH = 8

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 
 from shine.data.annotations import LABEL_SECONDS, Annotation, clamp_moments, normalized
 from shine.data.batch import Batch, Inputs, Targets
-from shine.data.features import FeatureStore, part_widths
 from shine.data.sampler import GlobalBatch
+from shine.data.store import FeatureStore, part_widths
 from shine.data.text import TextTable
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives

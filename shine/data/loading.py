@@ -9,7 +9,7 @@ import numpy as np
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
-from shine.data.features import FeatureStore
+from shine.data.store import FeatureStore
 from shine.data.text import PrecomputedEncoder, TextTable, build_encoder
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives

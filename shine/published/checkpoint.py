@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shine.checkpoints import input_widths, load_model
 from shine.config import Config
-from shine.data.features import FeatureStore
+from shine.data.store import FeatureStore
 from shine.engine import METRICS_FILE, checkpoint_name
 from shine.errors import InputError
 from shine.evaluation import read_run

@@ -7,9 +7,10 @@ from tiny import tiny_config, tiny_data
 
 from shine.data.annotations import read_annotations, write_jsonl
 from shine.data.dataset import Dataset, collate
-from shine.data.features import FeatureStore, write_manifest, write_shard
 from shine.data.loading import Source
+from shine.data.packing import write_manifest, write_shard
 from shine.data.sampler import GlobalBatch
+from shine.data.store import FeatureStore
 from shine.errors import InputError
 
 

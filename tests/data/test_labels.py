@@ -9,8 +9,8 @@ from recorded import FOLDER, MODELS, UNITS, arrays, facts
 
 from shine.data.annotations import Annotation
 from shine.data.dataset import Dataset, collate
-from shine.data.features import FeatureStore
 from shine.data.sampler import GlobalBatch
+from shine.data.store import FeatureStore
 from shine.data.text import LexicalEncoder, TextTable
 from shine.errors import InputError
 

@@ -6,8 +6,9 @@ from tiny import WIDTH, tiny_config, tiny_data
 
 from pipelines.features import pack, simulated_note
 from shine.config import FeaturesConfig
-from shine.data.features import FeatureStore, source_widths
+from shine.data.packing import source_widths
 from shine.data.planted import WorldConfig, make_world
+from shine.data.store import FeatureStore
 from shine.errors import InputError
 
 SMALL = WorldConfig(train_rows=300, validation_rows=4, test_rows=4)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shine.config import LossConfig, load_config
-from shine.data.features import write_manifest, write_shard
 from shine.data.loading import Source
+from shine.data.packing import write_manifest, write_shard
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.models import build_model

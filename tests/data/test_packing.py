@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from shine.config import FeaturesConfig
 from shine.data.dataset import gather_clips
-from shine.data.features import (
-    FeatureStore,
-    read_feature_file,
-    source_widths,
-    write_manifest,
-    write_shard,
-)
+from shine.data.packing import read_feature_file, source_widths, write_manifest, write_shard
+from shine.data.store import FeatureStore
 from shine.errors import InputError
 
 

@@ -1,0 +1,1 @@
+"""The commands of `shine`, one module for each group."""
