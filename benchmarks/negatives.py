@@ -175,7 +175,7 @@ def kills(num: int, times: int) -> Killed:
             before = server.stats()["received"]
             while server.stats()["received"] == before and job.poll() is None:
                 time.sleep(0.05)  # kills before the first request cost nothing and prove little
-            time.sleep(rng.uniform(0, rng.choice((1.5, 8.0))))  # most while asking, some later
+            time.sleep(rng.uniform(0, rng.choice((0.5, 4.0))))  # most while asking, some later
             kill_all(job)
         result = run(command(folder, server.base_url, **llm))
         billed = server.stats()["billed_by_key"].values()
@@ -263,7 +263,7 @@ def main() -> None:
     elif options.what == "storm":
         storm(options.captions or 2000)
     elif options.what == "kills":
-        print(kills(options.captions or 20_000, options.times))
+        print(kills(options.captions or 10_000, options.times))
     else:
         million(options.captions or 1_000_000)
 
