@@ -1,0 +1,155 @@
+"""Folders at any fsspec URL: files that are whole or absent, errors in one sentence."""
+
+import contextlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+
+from shine.errors import InputError
+
+_TRIES: Final = 5  # at a write to a remote storage
+
+
+def is_url(name: str) -> bool:
+    """Whether `name` is a URL and not a path."""
+    return "://" in name or "::" in name
+
+
+class Storage:
+    """A folder on this machine or at a fsspec URL, which exists after the first write.
+
+    Names of files are relative to it. Every error of a storage, of whatever library, is an
+    `InputError` of one sentence without a secret.
+
+    Args:
+        url: a path or any fsspec URL.
+        advice: ends the sentence of an error: what to do, such as "set features.store to ...".
+        sleep: waits between the tries at a write to a remote storage.
+    """
+
+    def __init__(
+        self, url: str | Path, advice: str, *, sleep: Callable[[float], None] = time.sleep
+    ):
+        self.shown = re.sub(r"//[^/]*@", "//...@", str(url))
+        self._advice = advice
+        self._sleep = sleep
+        with self._telling("open", ""):
+            self._fs, self._root = fsspec.core.url_to_fs(str(url))
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+
+    def local(self, name: str = "") -> Path | None:
+        """Where a file, or the folder, lies on this machine; None elsewhere."""
+        return Path(self._root) / name if self.is_local else None
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files in a folder, sorted, relative to it; none where there is no folder."""
+        with self._telling("list", folder):
+            self._fs.invalidate_cache()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                entries = self._fs.ls(self._at(folder), detail=True)
+                return sorted(
+                    PurePosixPath(entry["name"]).name
+                    for entry in entries
+                    if entry["type"] == "file"
+                )
+        return []
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        with self._telling("look for", name):
+            return self._fs.isfile(self._at(name))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        with self._telling("read", name):
+            return int(self._fs.size(self._at(name)) or 0)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        with self._telling("read", name):
+            return self._fs.cat_file(self._at(name))
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to be read from any place; errors of reading are the caller's to tell."""
+        with self._telling("read", name):
+            file = self._fs.open(self._at(name), "rb")
+        with file:
+            yield file
+
+    def fetch(self, name: str, path: Path) -> None:
+        """`path` is a copy of a file."""
+        with self._telling("read", name):
+            self._fs.get_file(self._at(name), str(path))
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """A file holds `content`, bytes or those of a file here, and is durable; or it is absent.
+
+        A remote storage is tried again a few times.
+        """
+        tries = 1 if isinstance(self._fs, LocalFileSystem | MemoryFileSystem) else _TRIES
+        with self._telling("write", name):
+            for attempt in range(tries):
+                try:
+                    return self._write(self._at(name), content)
+                except (FileNotFoundError, PermissionError):
+                    raise
+                except Exception:
+                    if attempt + 1 == tries:
+                        raise
+                    self._sleep(0.5 * 2**attempt)
+        return None
+
+    def remove(self, name: str) -> None:
+        """There is no such file."""
+        with self._telling("remove", name), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(name))
+
+    def _write(self, place: str, content: bytes | Path) -> None:
+        self._fs.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
+        building = f"{place}.{uuid.uuid4().hex}.part" if self.is_local else place
+        try:
+            if isinstance(content, bytes):
+                self._fs.pipe_file(building, content)
+            else:
+                self._fs.put_file(str(content), building)
+            if self.is_local:
+                _sync(building)
+                os.replace(building, place)
+                _sync(place.rsplit("/", 1)[0])
+        except BaseException:
+            if self.is_local:
+                Path(building).unlink(missing_ok=True)
+            raise
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}" if name else self._root
+
+    @contextlib.contextmanager
+    def _telling(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, AssertionError):
+            raise
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
+            place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
+            raise InputError(f"cannot {verb} {place}: {reason}; {self._advice}") from None
+
+
+def _sync(name: str) -> None:
+    """A file or folder is on the disk."""
+    handle = os.open(name, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from s3_server import serving_s3
+
+from shine.data.shards import map_matrix, write_matrices
+from shine.errors import InputError
+from shine.storage import Storage, is_url
+
+ADVICE = "set somewhere else"
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with serving_s3() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def storage(request, tmp_path, bucket):
+    places = {"local": tmp_path / "new", "memory": f"memory://{tmp_path.name}", "s3": f"{bucket}/a"}
+    return Storage(places[request.param], ADVICE)
+
+
+def test_a_file_is_found_read_copied_and_removed(storage, tmp_path):
+    assert storage.names() == []
+    assert not storage.exists("sub/one")
+    storage.write("sub/one", b"1")
+    source = tmp_path / "source"
+    source.write_bytes(b"22")
+    storage.write("two", source)
+    assert storage.names() == ["two"]
+    assert storage.names("sub") == ["one"]
+    assert storage.read("sub/one") == b"1"
+    assert storage.size("two") == 2
+    with storage.open("two") as file:
+        file.seek(1)
+        assert file.read() == b"2"
+    storage.fetch("two", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"22"
+    storage.write("two", b"3")
+    assert storage.read("two") == b"3"
+    storage.remove("two")
+    storage.remove("two")
+    assert not storage.exists("two")
+
+
+def test_matrices_come_back_as_they_were(storage, tmp_path):
+    parts = [np.arange(6, dtype=np.float16).reshape(3, 2), np.ones((1, 2), np.float16)]
+    shard = write_matrices(storage, "shard-00000", parts)
+    assert shard.name.startswith(f"shard-00000-{shard.sha256[:12]}")
+    assert storage.size(shard.name) == shard.bytes
+    storage.fetch(shard.name, tmp_path / "shard")
+    rows = map_matrix(tmp_path / "shard")
+    assert rows.dtype == np.float16
+    np.testing.assert_array_equal(rows, np.concatenate(parts))
+
+
+def test_a_missing_file_is_one_sentence(storage):
+    with pytest.raises(InputError, match=rf"cannot read .*/gone: .*; {ADVICE}"):
+        storage.read("gone")
+
+
+def test_no_password_is_shown():
+    with pytest.raises(InputError) as error:
+        Storage("nosuch://user:hidden@host/folder", ADVICE).read("x")
+    assert "hidden" not in str(error.value)
+
+
+def test_a_local_file_is_whole_or_as_before(tmp_path):
+    storage = Storage(tmp_path, ADVICE)
+    storage.write("one", b"before")
+    with pytest.raises(InputError):
+        storage.write("one", tmp_path / "no such source")
+    assert storage.names() == ["one"]
+    assert storage.read("one") == b"before"
+
+
+def test_urls_are_told_from_paths():
+    assert is_url("s3://bucket/a")
+    assert is_url("memory://a")
+    assert not is_url("/data/a")
+    assert not is_url("a/b")
+
+
+def test_a_cut_shard_is_told(tmp_path):
+    shard = write_matrices(Storage(tmp_path, ADVICE), "s", [np.ones((4, 3), np.float32)])
+    path = tmp_path / shard.name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="not a whole shard"):
+        map_matrix(path)
