@@ -12,12 +12,17 @@ from shine.data.annotations import LABEL_SECONDS, Annotation, clamp_moments, nor
 from shine.data.batch import Batch, Inputs, Targets
 from shine.data.sampler import GlobalBatch
 from shine.data.store import FeatureStore, part_widths
+from shine.data.strides import (
+    begins_in_reach,
+    clip_strides,
+    kept_clips,
+    other_duration,
+    too_many_derived,
+)
 from shine.data.text import TextTable
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives
 from shine.spans import to_spans
-
-MOST_DERIVED = 0.1  # of the videos of a split may have other seconds per clip than stated
 
 
 @dataclass(frozen=True)
@@ -296,9 +301,7 @@ def _kept(
     stored: Int[np.ndarray, " row"], max_clips: int | None, reference: bool, vids: np.ndarray
 ) -> Int[np.ndarray, " row"]:
     """Clips of each row's video that are used."""
-    if max_clips is not None:
-        return stored.clip(max=max_clips)
-    kept = stored - 1 if reference else stored  # published: the default limit of -1 ends a slice
+    kept = kept_clips(stored, max_clips, reference=reference)
     if not kept.all():
         raise InputError(
             f"video {vids[kept.argmin()]} has one clip, and data.compat=reference cuts the last "
@@ -316,16 +319,16 @@ def _clip_seconds(
     the duration; where that happens to many videos, the statement is wrong and not the videos.
     """
     _, first, video = np.unique(vids, return_index=True, return_inverse=True)
-    other = np.abs(durations - durations[first][video]) > nominal
+    other = other_duration(durations, durations[first][video], nominal)
     if other.any():
         row = int(other.argmax())
         raise InputError(
             f"video {vids[row]} has a duration of {durations[row]:g} s in one row and of "
             f"{durations[first][video][row]:g} s in another; correct the annotations"
         )
-    odd = np.abs(num_clips * nominal - durations) > nominal
+    clip_seconds, odd = clip_strides(durations, num_clips, nominal)
     wrong = np.flatnonzero(odd[first])
-    if len(wrong) > max(1, MOST_DERIVED * len(first)):
+    if too_many_derived(len(wrong), len(first)):
         example = first[wrong[0]]
         median = np.median(durations[first[wrong]] / num_clips[first[wrong]])
         raise InputError(
@@ -335,7 +338,7 @@ def _clip_seconds(
             f"{durations[example]:g} s; the median of these videos is {median:.4g} s per clip; "
             f"set features.clip_seconds to the true stride, or extract the features again"
         )
-    return np.where(odd, durations / num_clips, nominal), len(wrong)
+    return clip_seconds, len(wrong)
 
 
 def _cut(
@@ -348,7 +351,7 @@ def _cut(
     clip = clip_seconds[:, None]
     covered = clip * num_clips[:, None]
     start, end = moments[..., 0], moments[..., 1]
-    in_reach = mask & (start < covered + clip)
+    in_reach = mask & begins_in_reach(start, clip_seconds, num_clips)
     start = np.where(start < covered, start, covered - clip)
     return np.stack([start, np.minimum(end, covered)], axis=-1), in_reach
 
