@@ -1,105 +1,82 @@
-"""Ray Data around the feature store: raw files are read and packed by many workers at once."""
+"""Ray Data around the feature store: raw features are read and packed by many workers at once."""
 
-import logging
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from cluster.connection import connect
+from cluster.size import data_workers
+from pipelines.stage import run_stage
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
 from shine.data.mixture import MANIFEST, read_world
-from shine.data.packing import Shard, source_widths, write_manifest, write_shard
-from shine.errors import InputError
+from shine.data.packing import Packed, Packer, Unit, pack_store
+from shine.data.sources import located
+from shine.storage import is_url
 
-_VIDEOS_PER_SHARD = 256
 Progress = Callable[[int, int], None]  # done, total
 
 
-def pack_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """The record of the shard that `row` describes, written; what a worker runs."""
-    config = FeaturesConfig.model_validate_json(row["settings"])
-    shard = write_shard(
-        Path(row["folder"]), row["index"], list(row["vids"]), config, list(row["widths"])
-    )
-    return asdict(shard)
+class PackUnits:
+    """Packs the units of tables; what a worker runs.
+
+    Args:
+        settings: a section of features as JSON, with absolute places.
+        widths: columns of the clips of each source.
+    """
+
+    def __init__(self, settings: str, widths: Sequence[int]):
+        self._packer = Packer(FeaturesConfig.model_validate_json(settings), widths)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """What became of each unit, as JSON."""
+        packed = [self._packer.pack(Unit(r["index"], tuple(r["vids"]))) for r in table.to_pylist()]
+        return pa.table({"packed": [part.to_json() for part in packed]})
 
 
 def pack(config: Config, on_progress: Progress = lambda done, total: None) -> dict[str, Any]:
     """The features of every video that the configuration's annotations name stand in its store.
 
-    A video whose file cannot be used is left out and named in `refused` of the result. The store is
-    the same whatever the number of workers.
+    A video whose features cannot be used is left out and named in `refused` of the result. The
+    store is the same whatever the number of workers.
 
     Returns:
-        The manifest, with `refused`: one sentence for each video left out.
+        The manifest, with `refused`: `vid` and `reason` of each video left out.
 
     Raises:
-        InputError: an annotation file is wrong, a simulated world is unfinished, or no video could
-            be packed.
+        InputError: an annotation file is wrong, a simulated world is unfinished, no video could be
+            packed, or a storage failed.
     """
     simulated = simulated_note(config)
     vids = annotated_videos(config)
-    settings = rooted_folders(config)
-    widths = source_widths(settings, vids)
-    folder = config.path(config.features.store).resolve()
-    building = folder.with_name(folder.name + ".building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    rows = [
-        {
-            "index": index,
-            "vids": vids[start : start + _VIDEOS_PER_SHARD],
-            "folder": str(building),
-            "settings": settings.model_dump_json(),
-            "widths": widths,
-        }
-        for index, start in enumerate(range(0, len(vids), _VIDEOS_PER_SHARD))
-    ]
-    with connect():
-        shards = sorted(_write_shards(rows, len(vids), on_progress), key=lambda shard: shard.file)
-    refused = sorted(sentence for shard in shards for sentence in shard.refused)
-    if not any(shard.vids for shard in shards):
-        raise InputError(f"no video could be packed; the first reason: {refused[0]}")
-    manifest = write_manifest(building, shards, settings, widths, simulated)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    return {**manifest, "refused": refused}
 
+    def run(
+        settings: FeaturesConfig, widths: Sequence[int], units: Sequence[Unit]
+    ) -> Iterator[Packed]:
+        import ray
 
-def _write_shards(
-    rows: list[dict[str, Any]], num_videos: int, on_progress: Progress
-) -> Iterator[Shard]:
-    """Every shard as it is written, in any order."""
-    import ray
-    from ray.data import DataContext
+        done = 0
+        with connect():
+            tables = [
+                ray.put(pa.table({"index": [unit.index], "vids": [list(unit.vids)]}))
+                for unit in units
+            ]
+            arguments = (settings.model_dump_json(), widths)
+            for table in run_stage(tables, PackUnits, arguments, data_workers()):
+                packed = Packed.from_json(table["packed"][0].as_py())
+                done += sum(len(shard.vids) for shard in packed.shards) + len(packed.refused)
+                on_progress(done, len(vids))
+                yield packed
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    DataContext.get_current().enable_progress_bars = False
-    written = ray.data.from_items(rows, override_num_blocks=len(rows)).map(pack_shard, num_cpus=1)
-    done = 0
-    for record in written.iter_rows():
-        shard = Shard.from_record(record)
-        done += len(shard.vids) + len(shard.refused)
-        on_progress(done, num_videos)
-        yield shard
+    return pack_store(located(config), vids, simulated, run=run)
 
 
 def annotated_videos(config: Config) -> list[str]:
     """The videos that any split of the configuration names, sorted."""
     files = [config.data.train, *config.data.validation.values(), *config.data.tests.values()]
     return sorted({a.vid for file in files for a in read_annotations(config.path(file))})
-
-
-def rooted_folders(config: Config) -> FeaturesConfig:
-    """The section of features with the folders of its raw files found from anywhere."""
-    section = config.features
-    folders = [str(config.path(folder).resolve()) for folder in section.folders]
-    audio = None if section.audio is None else folders[-1]
-    sources = tuple(folders[: len(section.sources)])
-    return section.model_copy(update={"sources": sources, "audio": audio})
 
 
 def simulated_note(config: Config) -> str | None:
@@ -110,7 +87,8 @@ def simulated_note(config: Config) -> str | None:
     Raises:
         InputError: such a world is unfinished.
     """
-    beside = [Path(folder).parent for folder in rooted_folders(config).folders]
+    places = [part.path for part in located(config).parts]
+    beside = [Path(place).parent for place in places if not is_url(place)]
     worlds = (Path(config.data.root), *beside)
     notes = [read_world(world)["simulated"] for world in worlds if (world / MANIFEST).is_file()]
     return "; ".join(dict.fromkeys(notes)) or None

@@ -7,7 +7,7 @@ in that order.
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -20,6 +20,7 @@ from pydantic import (
     Tag,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -172,13 +173,56 @@ class NegativesConfig(Section):
         return self
 
 
-class FeaturesConfig(Section):
-    """Clip features: the folders of raw files and the packed store made from them."""
+class SourceConfig(Section):
+    """Raw features by one extractor; in a file, its path alone may stand for it."""
 
-    # Each folder holds one {vid}.npy or {vid}.npz per video; the clips of several are joined.
-    sources: tuple[str, ...] = ("features",)
-    audio: str | None = None  # a further such folder, whose temporal end points are its own
-    store: str = "store"  # written by `shine features pack`
+    # A folder of one file per video (npy, npz, pt, safetensors), an hdf5 file or an lmdb of many
+    # videos; a path or any fsspec URL, relative to data.root.
+    path: str
+    # The file of a video in the folder, such as "{vid}_rgb.npy", or its dataset or key in the hdf5
+    # file or lmdb, such as "{vid}/c3d_features". None: {vid}, in a folder with any known ending.
+    file: str | None = None
+    key: str = "features"  # of the array in a file of several; the only array needs none
+    clip_seconds: Positive | None = None  # between its clips; None: that of the store
+    pool: Literal["mean", "max", "nearest"] = "mean"  # how they become clips of the store
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_path(cls, values: Any) -> Any:
+        return {"path": values} if isinstance(values, str) else values
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: Callable[[Any], dict[str, Any]]) -> Any:
+        values = {
+            name: value
+            for name, value in handler(self).items()
+            if value != type(self).model_fields[name].default
+        }
+        return values["path"] if len(values) == 1 else values
+
+    @field_validator("path")
+    @classmethod
+    def _without_password(cls, path: str) -> str:
+        if re.search(r"//[^/]*:[^/]*@", path):
+            raise PydanticCustomError(
+                _UNSHOWN, "needs a path or URL without a password; the storage's own settings have"
+            )
+        return path
+
+    @field_validator("file")
+    @classmethod
+    def _names_the_video(cls, file: str | None) -> str | None:
+        if file is not None and "{vid}" not in file:
+            raise ValueError("needs {vid} in it, such as {vid}_rgb.npy")
+        return file
+
+
+class FeaturesConfig(Section):
+    """Clip features: raw ones and the packed store made from them."""
+
+    sources: tuple[SourceConfig, ...] = (SourceConfig(path="features"),)  # joined side by side
+    audio: SourceConfig | None = None  # a further one, whose temporal end points are its own
+    store: str = "store"  # written by `shine features pack`: a folder or any fsspec URL
     width: Count | None = None  # columns of all sources and audio; None: those of the first files
     clip_seconds: Positive = 1.0
     normalize: bool = True  # each clip of each source to unit length, x / (|x| + 1e-5)
@@ -186,28 +230,36 @@ class FeaturesConfig(Section):
 
     @field_validator("sources")
     @classmethod
-    def _distinct(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+    def _distinct(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
         if not sources or len(set(sources)) != len(sources):
-            raise ValueError("needs one or more folders, none twice")
+            raise ValueError("needs one or more sources, none twice")
         return sources
 
     @property
-    def folders(self) -> tuple[str, ...]:
-        """Every folder of raw files, that of audio last."""
+    def parts(self) -> tuple[SourceConfig, ...]:
+        """Every source, that of audio last."""
         return self.sources if self.audio is None else (*self.sources, self.audio)
 
 
 class TextConfig(Section):
     """Who turns a query into token vectors."""
 
-    encoder: Literal["lexical", "precomputed"] = "lexical"
-    width: Count = 64  # of a hashed or precomputed token; a word table brings its own
+    encoder: Literal["lexical", "precomputed", "hugging_face"] = "lexical"
+    width: Count = 64  # of a hashed or precomputed token; a word table or a model brings its own
     word_vectors: str | None = None  # table of a simulated world; relative to data.root
+    # Texts that `shine text encode` has encoded, each once: a folder or any fsspec URL. What
+    # precomputed and hugging_face train on; relative to data.root.
+    store: str = "texts"
+    # Hugging Face: a folder, or a name on the hub; CLIP, or an encoder such as BERT or T5.
+    model: str = "openai/clip-vit-base-patch32"
+    gpu: bool = False  # one GPU per worker that encodes
     # Precomputed: one npz per query, with the key `last_hidden_state`; relative to data.root.
     folder: str = "text_features"
     query_file: str = "{qid}.npz"
     negative_file: str = "{qid}_recomposed_gpt_{level}.npz"  # level from 0, least altered first
-    normalize: bool = True  # each precomputed token to unit length, x / (|x| + 1e-5)
+    # Both: each token to unit length, x / (|x| + 1e-5), and the type that is stored.
+    normalize: bool = True
+    dtype: Literal["float16", "float32"] = "float16"
     max_tokens: Count = 32  # further tokens of a query are cut
 
     @model_validator(mode="after")

@@ -30,7 +30,8 @@ from shine.data.dataset import Dataset, collate_inputs
 from shine.data.loading import Source
 from shine.data.packing import stored_clips
 from shine.data.store import FeatureStore
-from shine.data.text import TextEncoder, TextTable, as_tokens, build_encoder
+from shine.data.text import TextEncoder, TextTable, build_encoder
+from shine.data.text_files import as_tokens
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.files import sha256
@@ -188,10 +189,11 @@ class Grounder:
     def _store(self, parts: Sequence[Features]) -> FeatureStore:
         """The store of one video."""
         settings = self._config.features
-        if len(parts) != len(settings.folders):
+        if len(parts) != len(settings.parts):
             raise InputError(
-                f"expected the features of {len(settings.folders)} extractors, one file or array "
-                f"for each of {', '.join(settings.folders)} in this order, got {len(parts)}"
+                f"expected the features of {len(settings.parts)} extractors, one file or array "
+                f"for each of {', '.join(part.path for part in settings.parts)} in this order, got "
+                f"{len(parts)}"
             )
         read = [_matrix(part) for part in parts]
         widths = [part.shape[1] for part in read]

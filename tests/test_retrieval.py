@@ -16,7 +16,8 @@ from pipelines.console import sparkline
 from pipelines.train import train_run
 from shine.data.annotations import write_jsonl
 from shine.data.loading import Source
-from shine.data.packing import write_manifest, write_shard
+from shine.data.packing import pack_store
+from shine.data.sources import located
 from shine.data.text import LexicalEncoder
 from shine.errors import InputError
 from shine.evaluation import load_run_model, read_run
@@ -106,12 +107,7 @@ def test_several_extractors_and_audio_are_read_as_in_training(tmp_path):
             if name != "features":
                 np.save(root / name / file.name, random.random((len(np.load(file)) + 1, width)))
     config = tiny_config(root, "features.sources=[features, other]", "features.audio=sound")
-    packing = config.features.model_copy(
-        update={"sources": (f"{root}/features", f"{root}/other"), "audio": f"{root}/sound"}
-    )
-    vids = sorted(file.stem for file in (root / "features").glob("*.npy"))
-    shard = write_shard(root / "store", 7, vids, packing, list(widths.values()))
-    write_manifest(root / "store", [shard], packing, list(widths.values()), None)
+    pack_store(located(config), [file.stem for file in (root / "features").glob("*.npy")])
     folder = tmp_path / "run"
     train_run(config, folder)
     answers_as_predict(folder, "test.jsonl", *(root / name for name in widths))

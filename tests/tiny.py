@@ -6,7 +6,8 @@ import numpy as np
 
 from shine.config import Config, load_config
 from shine.data.annotations import write_jsonl
-from shine.data.packing import write_manifest, write_shard
+from shine.data.packing import pack_store
+from shine.data.sources import located
 
 WORDS = ("door", "box", "cup", "book", "bag", "lamp", "towel", "phone")
 WIDTH = 8
@@ -45,14 +46,7 @@ def tiny_data(root: Path, *, videos: int = 12, queries: int = 2, seed: int = 0) 
         np.save(root / "features" / f"v{number}.npy", clips)
     for split, records in splits.items():
         write_jsonl(root / f"{split}.jsonl", records)
-    store = root / "store"
-    store.mkdir()
-    settings = tiny_config(root).features.model_copy(update={"sources": (str(root / "features"),)})
-    vids = [f"v{number}" for number in range(videos)]
-    half = videos // 2
-    halves = enumerate((vids[:half], vids[half:]))
-    shards = [write_shard(store, index, part, settings, [WIDTH]) for index, part in halves]
-    write_manifest(store, shards, settings, [WIDTH], None)
+    pack_store(located(tiny_config(root)), [f"v{number}" for number in range(videos)])
     return root
 
 

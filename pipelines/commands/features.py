@@ -32,5 +32,6 @@ def features_pack(
     )
     if refused:
         raise InputError(
-            f"{len(refused)} videos were left out of the store, the first because: {refused[0]}"
+            f"{len(refused)} videos were left out of the store, the first because: "
+            f"{refused[0]['reason']}"
         )

@@ -10,7 +10,7 @@ from shine.config import Config, FeaturesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
 from shine.data.store import FeatureStore
-from shine.data.text import PrecomputedEncoder, TextTable, build_encoder
+from shine.data.text import TextTable, open_texts
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
 
@@ -32,7 +32,7 @@ class Source:
         """
         store = FeatureStore.open(config.path(config.features.store))
         _check_store(store, config.features)
-        return cls(config, store, TextTable(build_encoder(config), config.text.max_tokens))
+        return cls(config, store, open_texts(config))
 
     def training(self) -> Dataset:
         """The training split, with the hard negatives that the loss asks for.
@@ -70,9 +70,6 @@ class Source:
         Raises:
             InputError: features or text of a row are missing or wrong.
         """
-        encoder = self.texts.encoder
-        if isinstance(encoder, PrecomputedEncoder):
-            encoder.locate(annotations, negatives, levels)
         data = self.config.data
         return Dataset.build(
             annotations,
@@ -114,7 +111,8 @@ def _check_store(store: FeatureStore, features: FeaturesConfig) -> None:
     if features.width is not None and store.width != features.width:
         wrong = f"clips of {features.width} columns (features.width), got {store.width}"
     elif bool(audio) != (features.audio is not None):
-        wrong = f"features.audio={features.audio}, got {audio} columns of audio"
+        name = features.audio and features.audio.path
+        wrong = f"features.audio={name}, got {audio} columns of audio"
     elif manifest["clip_seconds"] != features.clip_seconds:
         wrong = f"features.clip_seconds={features.clip_seconds}, got {manifest['clip_seconds']}"
     elif manifest["normalize"] != features.normalize:

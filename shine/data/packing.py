@@ -1,163 +1,196 @@
-"""From raw feature files to a packed store (`shine.data.store`)."""
+"""From raw features to a packed store (`shine.data.store`).
 
+The videos are packed in units that are planned before anything is read, so a store is the same
+whoever packs it. The manifest is written last; until then a reader sees the store that was there.
+"""
+
+import hashlib
+import io
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from shine.config import FeaturesConfig
-from shine.data.arrays import read_matrix, unit_rows
-from shine.data.store import FORMAT, MANIFEST, VIDEOS
+from shine.data.arrays import unit_rows
+from shine.data.shards import ShardFile, write_matrices
+from shine.data.sources import Source, VideoRefused, open_source
+from shine.data.store import FORMAT, MANIFEST
 from shine.errors import InputError
-from shine.files import sha256, write_whole
+from shine.storage import Storage
 
-# Folders whose clips are joined may differ in their number by so many clips, or by this share.
+# Sources whose clips are joined may differ in their number by so many clips, or by this share.
 _SPARE_CLIPS, _SPARE_SHARE = 2, 0.1
+VIDEOS_PER_UNIT: Final = 128
+SHARD_BYTES: Final = 128 * 2**20  # of clips, unless one video has more
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Videos that one worker packs, in shards of their own."""
+
+    index: int
+    vids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One written shard: what the manifest needs to know of it."""
+    """One written shard and the videos in it."""
 
-    file: str
-    sha256: str
+    file: ShardFile
     vids: tuple[str, ...]
     num_clips: tuple[int, ...]  # of each video
-    refused: tuple[str, ...]  # one sentence for each video that was left out
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A video that was left out."""
+
+    vid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What became of a unit."""
+
+    shards: tuple[Shard, ...]
+    refused: tuple[Refusal, ...]
+
+    def to_json(self) -> str:
+        """The text that `from_json` reads."""
+        return json.dumps(asdict(self))
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Shard":
-        """The shard whose `asdict` came back from another process with lists for tuples."""
-        return cls(
-            record["file"],
-            record["sha256"],
-            tuple(record["vids"]),
-            tuple(record["num_clips"]),
-            tuple(record["refused"]),
+    def from_json(cls, text: str | bytes) -> "Packed":
+        """What `to_json` wrote."""
+        values = json.loads(text)
+        shards = tuple(
+            Shard(ShardFile(**shard["file"]), tuple(shard["vids"]), tuple(shard["num_clips"]))
+            for shard in values["shards"]
         )
+        return cls(shards, tuple(Refusal(**refusal) for refusal in values["refused"]))
 
 
-def read_feature_file(source: Path, vid: str, width: int | None) -> np.ndarray:
-    """The clips of one video, float32 [clip, feature], from `{vid}.npy` or `{vid}.npz`.
+# Packs units, in their order: (config, widths, units) -> what became of each.
+Runner = Callable[[FeaturesConfig, Sequence[int], Sequence[Unit]], Iterable[Packed]]
 
-    An npz holds its array under `features`, or one array alone. Nothing in a file is executed.
 
-    Raises:
-        InputError: there is no such file, or it is not a finite [clip, feature] array of `width`.
+def open_store(url: str) -> Storage:
+    """The folder of a packed store."""
+    return Storage(url, "set features.store to a folder or URL that can be written")
+
+
+class Packer:
+    """Packs units of one store.
+
+    Args:
+        config: of the store, with absolute places.
+        widths: columns that the clips of each source must have.
     """
-    path = next((p for ext in ("npy", "npz") if (p := source / f"{vid}.{ext}").is_file()), None)
-    if path is None:
-        raise InputError(f"no features of video {vid}: expected {source / vid}.npy or .npz")
-    clips = read_matrix(path, "features", "clip, feature")
-    if width is not None and clips.shape[1] != width:
-        raise InputError(
-            f"{path}: expected {width} columns, got {clips.shape[1]}; check features.width and "
-            f"that every file comes from the same extractor"
-        )
-    return clips
+
+    def __init__(self, config: FeaturesConfig, widths: Sequence[int]):
+        self._config = config
+        self._widths = widths
+        self._storage = open_store(config.store)
+        self._sources = [open_source(part) for part in config.parts]
+
+    def pack(self, unit: Unit) -> Packed:
+        """What became of the videos of `unit`, whose shards are written.
+
+        A video that cannot be used is left out with its reason.
+
+        Raises:
+            InputError: a storage failed.
+        """
+        refused: list[Refusal] = []
+        shards: list[Shard] = []
+        vids: list[str] = []
+        arrays: list[np.ndarray] = []
+
+        def write() -> None:
+            number = f".{len(shards)}" if shards else ""
+            file = write_matrices(self._storage, f"shard-{unit.index:05d}{number}", arrays)
+            shards.append(Shard(file, tuple(vids), tuple(map(len, arrays))))
+            vids.clear()
+            arrays.clear()
+
+        for vid in unit.vids:
+            try:
+                clips = self._clips(vid)
+            except VideoRefused as error:
+                refused.append(Refusal(vid, str(error)))
+                continue
+            if arrays and sum(array.nbytes for array in arrays) + clips.nbytes > SHARD_BYTES:
+                write()
+            vids.append(vid)
+            arrays.append(clips)
+        if arrays:
+            write()
+        return Packed(tuple(shards), tuple(refused))
+
+    def _clips(self, vid: str) -> np.ndarray:
+        """The clips of one video as the store holds them."""
+        parts = [
+            source.read(vid, width)
+            for source, width in zip(self._sources, self._widths, strict=True)
+        ]
+        try:
+            return stored_clips(parts, self._config, f"features of video {vid}")
+        except InputError as error:
+            raise VideoRefused(str(error)) from None
 
 
 def source_widths(config: FeaturesConfig, vids: Sequence[str]) -> tuple[int, ...]:
-    """Columns of the clips in each of `config.folders`: those of the first file that can be read.
+    """Columns of the clips in each source: those of the first video that can be read.
 
     Args:
-        config: with absolute folders.
+        config: with absolute places.
         vids: videos to look for, in this order.
 
     Raises:
-        InputError: a folder is missing or none of its files can be read, or the columns do not add
+        InputError: a source is missing or none of its videos can be read, or the columns do not add
             up to `config.width`.
     """
-    for folder in config.folders:
-        if not Path(folder).is_dir():
-            raise InputError(
-                f"no folder of features {folder}: set features.sources to folders with one "
-                f"{{vid}}.npy or {{vid}}.npz per video"
-            )
-    if config.width is not None and len(config.folders) == 1:
+    sources = [open_source(part) for part in config.parts]
+    if config.width is not None and len(sources) == 1:
         return (config.width,)
-    widths = tuple(_first_width(Path(folder), vids) for folder in config.folders)
+    widths = tuple(_first_width(source, vids) for source in sources)
     if config.width is not None and sum(widths) != config.width:
         found = " + ".join(
-            f"{width} ({Path(folder).name})"
-            for width, folder in zip(widths, config.folders, strict=True)
+            f"{width} ({part.path.rstrip('/').rsplit('/', 1)[-1]})"
+            for width, part in zip(widths, config.parts, strict=True)
         )
         raise InputError(
             f"expected clips of {config.width} columns (features.width), the files have {found} = "
-            f"{sum(widths)}; correct the width or the folders"
+            f"{sum(widths)}; correct the width or the sources"
         )
     return widths
 
 
-def _first_width(source: Path, vids: Iterable[str]) -> int:
+def _first_width(source: Source, vids: Iterable[str]) -> int:
     reason = ""
     for vid in vids:
         try:
-            return read_feature_file(source, vid, None).shape[1]
-        except InputError as error:
+            return source.read(vid).shape[1]
+        except VideoRefused as error:
             reason = reason or str(error)
     raise InputError(f"no video could be packed; the first reason: {reason}")
-
-
-def write_shard(
-    folder: Path, index: int, vids: Sequence[str], config: FeaturesConfig, widths: Sequence[int]
-) -> Shard:
-    """One shard with the clips of `vids`, read from `config.folders` (absolute).
-
-    A video one of whose files cannot be used is left out with its reason; the others are written.
-
-    Args:
-        folder: of the store.
-        index: of the shard.
-        vids: the videos.
-        config: of the store.
-        widths: columns that the files of each folder must have.
-    """
-    kept: list[str] = []
-    arrays: list[np.ndarray] = []
-    refused: list[str] = []
-    for vid in vids:
-        try:
-            parts = [
-                read_feature_file(Path(source), vid, width)
-                for source, width in zip(config.folders, widths, strict=True)
-            ]
-            clips = stored_clips(parts, config, f"features of video {vid}")
-        except InputError as error:
-            refused.append(str(error))
-            continue
-        kept.append(vid)
-        arrays.append(clips)
-    if not arrays:
-        return Shard("", "", (), (), tuple(refused))
-    flat = np.concatenate(arrays)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
-    name = f"shard-{index:05d}.arrow"
-    temporary = folder / f".{name}.{os.getpid()}"
-    table = pa.table({"clips": column})
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=len(flat))
-    digest = sha256(temporary)
-    temporary.replace(folder / name)
-    return Shard(name, digest, tuple(kept), tuple(len(clips) for clips in arrays), tuple(refused))
 
 
 def stored_clips(
     parts: Sequence[np.ndarray], config: FeaturesConfig, where: str = "the features"
 ) -> np.ndarray:
-    """The clips of one video as a store holds them: those of all folders, side by side.
+    """The clips of one video as a store holds them: those of all sources, side by side.
 
     There are as many as the shortest part has.
 
     Args:
-        parts: float32 [clip, feature], one for each of `config.folders`.
+        parts: float32 [clip, feature], one for each of `config.parts`.
         config: of the store.
         where: begins the message where the parts cannot be joined.
 
@@ -166,7 +199,7 @@ def stored_clips(
     """
     lengths = [len(part) for part in parts]
     if max(lengths) - min(lengths) > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
-        found = ", ".join(f"{n} in {f}" for n, f in zip(lengths, config.folders, strict=True))
+        found = ", ".join(f"{n} in {s.path}" for n, s in zip(lengths, config.parts, strict=True))
         raise InputError(
             f"{where}: the numbers of clips differ too much to be of one stride ({found}); extract "
             f"all with clips of {config.clip_seconds:g} s"
@@ -182,17 +215,61 @@ def stored_clips(
     return clips.astype(config.dtype)
 
 
-def write_manifest(
-    folder: Path,
-    shards: Iterable[Shard],
+def pack_units(
+    config: FeaturesConfig, widths: Sequence[int], units: Sequence[Unit]
+) -> Iterator[Packed]:
+    """What became of each unit, packed in this process."""
+    packer = Packer(config, widths)
+    return map(packer.pack, units)
+
+
+def pack_store(
+    config: FeaturesConfig,
+    vids: Iterable[str],
+    simulated: str | None = None,
+    *,
+    run: Runner = pack_units,
+) -> dict[str, Any]:
+    """The features of `vids` stand in the store of `config`.
+
+    Args:
+        config: of the store, with absolute places.
+        vids: the videos, in any order.
+        simulated: what is simulated about them, if anything is.
+        run: packs the units.
+
+    Returns:
+        The manifest, with `refused`: `vid` and `reason` of each video that was left out.
+
+    Raises:
+        InputError: no video could be packed, or a storage failed; what stood in the store stands.
+    """
+    names = sorted(set(vids))
+    widths = source_widths(config, names)
+    units = [
+        Unit(index, tuple(names[start : start + VIDEOS_PER_UNIT]))
+        for index, start in enumerate(range(0, len(names), VIDEOS_PER_UNIT))
+    ]
+    packed = list(run(config, widths, units))
+    refused = [refusal for part in packed for refusal in part.refused]
+    shards = [shard for part in packed for shard in part.shards]
+    if not shards:
+        raise InputError(f"no video could be packed; the first reason: {refused[0].reason}")
+    storage = open_store(config.store)
+    manifest = _write_manifest(storage, shards, config, widths, simulated)
+    return {**manifest, "refused": [asdict(refusal) for refusal in refused]}
+
+
+def _write_manifest(
+    storage: Storage,
+    shards: Sequence[Shard],
     config: FeaturesConfig,
     widths: Sequence[int],
     simulated: str | None,
 ) -> dict[str, Any]:
-    """The store in `folder` is complete and can be opened; returns its manifest."""
-    shards = [shard for shard in shards if shard.file]
+    """The store is complete and can be opened; returns its manifest."""
     rows = [
-        {"vid": vid, "shard": shard.file, "offset": offset, "num_clips": length}
+        {"vid": vid, "shard": shard.file.name, "offset": offset, "num_clips": length}
         for shard in shards
         for vid, length, offset in zip(
             shard.vids,
@@ -201,7 +278,10 @@ def write_manifest(
             strict=True,
         )
     ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / VIDEOS)
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    videos = _named_file("videos", "parquet", content.getvalue())
+    storage.write(videos.name, content.getvalue())
     manifest = {
         "format": FORMAT,
         "width": sum(widths),
@@ -212,8 +292,15 @@ def write_manifest(
         "num_videos": len(rows),
         "num_clips": sum(row["num_clips"] for row in rows),
         "simulated": simulated,
-        "videos_sha256": sha256(folder / VIDEOS),
-        "shards": {shard.file: shard.sha256 for shard in shards},
+        "sources": [part.model_dump(mode="json") for part in config.parts],
+        "videos": asdict(videos),
+        "shards": [asdict(shard.file) for shard in shards],
     }
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest
+
+
+def _named_file(stem: str, ending: str, content: bytes) -> ShardFile:
+    """How a manifest lists a file of `content`, whose name carries its checksum."""
+    digest = hashlib.sha256(content).hexdigest()
+    return ShardFile(f"{stem}-{digest[:12]}.{ending}", digest, len(content))

@@ -1,27 +1,36 @@
-"""The packed store of clip features, opened: checksummed, memory-mapped views.
+"""The packed store of clip features, opened: mapped into memory, or read by ranges where it lies.
 
-A store is a folder: `shard-*.arrow` (uncompressed Arrow IPC, the clips of many videos end to end),
-`videos.parquet` (where each video lies) and `manifest.json`, written last: a folder without it was
-never finished and is not read.
+A store is a folder at any URL: `shard-*.arrow` (uncompressed Arrow IPC, the clips of many videos
+end to end), `videos-*.parquet` (where each video lies) and `manifest.json`, written last: a folder
+without it was never finished and is not read.
 """
 
+import hashlib
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from shine.data.local_copy import default_cache, is_whole, local_copy
+from shine.data.shards import ShardFile, map_matrix
 from shine.errors import InputError
 from shine.files import sha256
+from shine.storage import Storage
 
 MANIFEST = "manifest.json"
-VIDEOS = "videos.parquet"
-FORMAT = 1
+FORMAT = 2
+_HEAD: Final = 4096  # bytes of a shard that hold all that lies before its clips
+_CHUNK: Final = 2**23  # bytes read at a time
+
+Place = tuple[str, int, int]  # shard, first clip in it, clips
 
 
 def part_widths(width: int, manifest: Mapping[str, Any]) -> tuple[int, ...]:
@@ -37,61 +46,37 @@ def part_widths(width: int, manifest: Mapping[str, Any]) -> tuple[int, ...]:
 class FeatureStore:
     """A packed store, opened: views into memory-mapped shards that a node's processes share."""
 
-    folder: Path
+    folder: Path | str  # with the shards
     manifest: dict[str, Any]
-    _place: dict[str, tuple[str, int, int]]  # vid -> (shard, offset, num_clips)
-    _shards: dict[str, np.ndarray]  # shard -> [clip, feature]
+    _place: Mapping[str, Place]
+    _shards: Mapping[str, np.ndarray]  # shard -> [clip, feature]
 
     @classmethod
-    def open(cls, folder: str | Path) -> "FeatureStore":
-        """The store in `folder`.
+    def open(cls, place: str | Path, cache: Path | None = None) -> "FeatureStore":
+        """The store at a path or URL; from another machine it is copied once to this one.
+
+        Args:
+            place: of the store.
+            cache: the folder for copies; None: in the user's folder of caches.
 
         Raises:
-            InputError: there is no finished store, or it does not hold what its manifest says.
+            InputError: there is no finished store, it does not hold what its manifest says, or
+                the disk has no room for a copy.
         """
-        folder = Path(folder)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except OSError:
-            raise InputError(
-                f"no feature store in {folder}: make it with `shine features pack --config ...`, "
-                f"or set features.store"
-            ) from None
-        except ValueError:
-            raise InputError(
-                f"{folder / MANIFEST} is not valid JSON; pack the features again"
-            ) from None
-        if manifest.get("format") != FORMAT:
-            raise InputError(
-                f"{folder}: expected a store of format {FORMAT}, got {manifest.get('format')}; "
-                f"pack the features again"
-            )
-        if not (folder / VIDEOS).is_file() or sha256(folder / VIDEOS) != manifest["videos_sha256"]:
-            raise InputError(f"{folder / VIDEOS} is not the one that was packed; pack again")
-        columns = pq.read_table(folder / VIDEOS).to_pydict()
-        place = {
-            vid: (shard, offset, length)
-            for vid, shard, offset, length in zip(
-                columns["vid"],
-                columns["shard"],
-                columns["offset"],
-                columns["num_clips"],
-                strict=True,
-            )
-        }
-        shards = {name: cls._map(folder / name) for name in manifest["shards"]}
-        return cls(folder, manifest, place, shards)
-
-    @staticmethod
-    def _map(path: Path) -> np.ndarray:
-        try:
-            column = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0).column(0)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(
-                f"{path}: not a whole shard ({error}); pack the features again"
-            ) from None
-        width = column.type.list_size
-        return column.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+        storage = open_storage(place)
+        index = _read_index(storage)
+        folder = storage.local()
+        if folder is None:
+            folder = local_copy(storage, index.files, cache or default_cache(), index.digest)
+        for file in index.files:
+            if not is_whole(folder / file.name, file):
+                raise InputError(
+                    f"{folder / file.name} is not the file of {file.bytes} bytes that was packed; "
+                    f"pack the features again"
+                )
+        shards = {file.name: map_matrix(folder / file.name) for file in index.files}
+        _check_places(index, {name: matrix.shape for name, matrix in shards.items()}, storage)
+        return FeatureStore(folder, index.manifest, index.places, shards)
 
     @property
     def width(self) -> int:
@@ -101,7 +86,12 @@ class FeatureStore:
     @property
     def clip_width(self) -> int:
         """Columns of a clip vector as a model sees it: with temporal end points after each part."""
-        return self.width + 2 * len(part_widths(self.width, self.manifest))
+        return self.width + 2 * len(self.parts)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Columns of the parts of a stored clip; see `part_widths`."""
+        return part_widths(self.width, self.manifest)
 
     @property
     def simulated(self) -> str | None:
@@ -114,12 +104,38 @@ class FeatureStore:
         Raises:
             InputError: the store does not hold the video.
         """
-        return self._find(vid)[2]
+        return self.place(vid)[2]
+
+    def place(self, vid: str) -> Place:
+        """Where the clips of one video lie.
+
+        Raises:
+            InputError: the store does not hold the video.
+        """
+        if vid not in self._place:
+            raise InputError(
+                f"the feature store {self.folder} does not hold video {vid}; add its file to "
+                f"features.sources and pack again"
+            )
+        return self._place[vid]
 
     def clips(self, vid: str) -> np.ndarray:
-        """The clips of one video, [clip, feature], a read-only view of the mapped file."""
-        shard, offset, length = self._find(vid)
-        return self._shards[shard][offset : offset + length]
+        """The clips of one video, [clip, feature]; of a mapped store a read-only view."""
+        return self.read([vid], [self.num_clips(vid)])[0]
+
+    def read(self, vids: Sequence[str], lengths: Sequence[int]) -> list[np.ndarray]:
+        """The first `lengths` clips of videos, each [clip, feature], as they are stored."""
+        found = []
+        for vid, length in zip(vids, lengths, strict=True):
+            shard, offset, _ = self.place(vid)
+            found.append(self._shards[shard][offset : offset + length])
+        return found
+
+    def gather(
+        self, vids: Sequence[str], lengths: Int[np.ndarray, " video"]
+    ) -> Float[Tensor, "video clip feature"]:
+        """The first `lengths` clips of videos as a model sees them, 0 on padding."""
+        return torch.from_numpy(padded(self.read(vids, lengths.tolist()), lengths, self.parts))
 
     def verify(self) -> None:
         """Every shard is the one that was packed.
@@ -127,14 +143,205 @@ class FeatureStore:
         Raises:
             InputError: a shard was changed or cut after packing.
         """
-        for name, digest in self.manifest["shards"].items():
-            if sha256(self.folder / name) != digest:
-                raise InputError(f"{self.folder / name} was changed after packing; pack again")
+        for shard in self.manifest["shards"]:
+            if self._digest(shard["name"]) != shard["sha256"]:
+                raise InputError(
+                    f"{self.folder}/{shard['name']} was changed after packing; pack the features "
+                    f"again"
+                )
 
-    def _find(self, vid: str) -> tuple[str, int, int]:
-        if vid not in self._place:
+    def _digest(self, name: str) -> str:
+        return sha256(Path(self.folder) / name)
+
+
+@dataclass(frozen=True)
+class RangeStore(FeatureStore):
+    """A packed store read where it lies, the range of bytes of each video that is asked for."""
+
+    _storage: Storage
+    _begins: dict[str, int] = field(default_factory=dict)  # shard -> byte of its first clip
+
+    @classmethod
+    def open(cls, place: str | Path, cache: Path | None = None) -> "RangeStore":
+        """The store at a path or URL, of which nothing but where its videos lie is read.
+
+        Raises:
+            InputError: there is no finished store, or a shard is missing.
+        """
+        storage = open_storage(place)
+        index = _read_index(storage)
+        if missing := {file.name for file in index.files} - set(storage.names()):
             raise InputError(
-                f"the feature store {self.folder} does not hold video {vid}; add its file to "
-                f"features.sources and pack again"
+                f"{storage.shown}/{min(missing)} is missing; pack the features again, or copy the "
+                f"whole store"
             )
-        return self._place[vid]
+        return RangeStore(storage.shown, index.manifest, index.places, {}, storage)
+
+    def read(self, vids: Sequence[str], lengths: Sequence[int]) -> list[np.ndarray]:
+        """See `FeatureStore`; all ranges are asked for at once."""
+        places = [self.place(vid)[:2] for vid in vids]
+        return self.read_places(
+            [(*place, length) for place, length in zip(places, lengths, strict=True)]
+        )
+
+    def read_places(self, places: Sequence[Place]) -> list[np.ndarray]:
+        """The clips that lie at `places`, each [clip, feature].
+
+        Raises:
+            InputError: the storage cannot be read, or a shard is not what was packed.
+        """
+        self._find_begins({shard for shard, _, _ in places})
+        dtype = np.dtype(self.manifest["dtype"])
+        row = self.width * dtype.itemsize
+        ranges = [
+            (shard, first, first + length * row)
+            for shard, offset, length in places
+            for first in [self._begins[shard] + offset * row]
+        ]
+        found = self._storage.read_ranges(ranges)
+        for content, (name, first, stop) in zip(found, ranges, strict=True):
+            if len(content) != stop - first:
+                raise InputError(f"{self.folder}/{name} is cut short; pack the features again")
+        return [np.frombuffer(content, dtype).reshape(-1, self.width) for content in found]
+
+    def _find_begins(self, shards: set[str]) -> None:
+        new = sorted(shards - self._begins.keys())
+        heads = self._storage.read_ranges([(name, 0, _HEAD) for name in new])
+        for name, head in zip(new, heads, strict=True):
+            self._begins[name] = _first_clip(head, f"{self.folder}/{name}")
+
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        with self._storage.open(name) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def padded(
+    stored: Sequence[np.ndarray], lengths: Int[np.ndarray, " video"], parts: Sequence[int]
+) -> Float[np.ndarray, "video clip feature"]:
+    """Stored clips as a model sees them: temporal end points after each part, 0 on padding.
+
+    Args:
+        stored: of each video [clip, column], at least as many as its length.
+        lengths: clips of each video that are taken.
+        parts: columns of the parts of a stored clip.
+    """
+    times = end_points(lengths)
+    clips = np.zeros((*times.shape[:2], sum(parts) + 2 * len(parts)), np.float32)
+    for index, (video, length) in enumerate(zip(stored, lengths.tolist(), strict=True)):
+        for taken, column, width in columns_of(parts):
+            clips[index, :length, column : column + width] = video[:length, taken : taken + width]
+    for _, column, width in columns_of(parts):
+        clips[..., column + width : column + width + 2] = times
+    return clips
+
+
+def end_points(lengths: Int[np.ndarray, " video"]) -> Float[np.ndarray, "video clip 2"]:
+    """Where each clip begins and ends in its video, from 0 to 1; 0 on padding."""
+    longest = int(lengths.max(initial=1))
+    count = lengths[:, None].astype(np.float32)
+    start = np.arange(longest, dtype=np.float32) / count
+    mask = np.arange(longest) < lengths[:, None]
+    return np.stack([start, start + 1 / count], axis=-1) * mask[..., None]
+
+
+def open_storage(place: str | Path) -> Storage:
+    """The folder of a store that is to be read."""
+    return Storage(
+        place, "check features.store, or make it with `shine features pack --config ...`"
+    )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What a store holds, and where."""
+
+    manifest: dict[str, Any]
+    digest: str  # of the manifest
+    files: list[ShardFile]
+    places: dict[str, Place]
+
+
+def _read_index(storage: Storage) -> _Index:
+    """The manifest of a store and where its videos lie.
+
+    Raises:
+        InputError: there is no finished store of this format.
+    """
+    if not storage.exists(MANIFEST):
+        raise InputError(
+            f"no feature store in {storage.shown}: make it with `shine features pack --config "
+            f"...`, or set features.store"
+        )
+    content = storage.read(MANIFEST)
+    where = f"{storage.shown.rstrip('/')}/{MANIFEST}"
+    try:
+        manifest = json.loads(content)
+    except ValueError:
+        raise InputError(f"{where} is not valid JSON; pack the features again") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise InputError(
+            f"{storage.shown}: expected a store of format {FORMAT}, got {found}; pack the features "
+            f"again"
+        )
+    files = [ShardFile(**shard) for shard in manifest["shards"]]
+    names = [file.name for file in files] + [manifest["videos"]["name"]]
+    if any(PurePosixPath(name).name != name for name in names):
+        raise InputError(f"{where} names files outside its folder; pack the features again")
+    places = _places(storage, manifest["videos"])
+    return _Index(manifest, hashlib.sha256(content).hexdigest(), files, places)
+
+
+def _places(storage: Storage, videos: Mapping[str, Any]) -> dict[str, Place]:
+    name = videos["name"]
+    content = storage.read(name) if storage.exists(name) else b""
+    if hashlib.sha256(content).hexdigest() != videos["sha256"]:
+        raise InputError(
+            f"{storage.shown.rstrip('/')}/{name} is not the one that was packed; pack the features "
+            f"again"
+        )
+    table = pq.read_table(io.BytesIO(content))
+    columns = [table[name].to_pylist() for name in ("vid", "shard", "offset", "num_clips")]
+    return {vid: tuple(place) for vid, *place in zip(*columns, strict=True)}
+
+
+def _check_places(index: _Index, shapes: Mapping[str, tuple[int, ...]], storage: Storage) -> None:
+    """Every video lies within its shard.
+
+    Raises:
+        InputError: one does not.
+    """
+    width = index.manifest["width"]
+    for vid, (shard, offset, length) in index.places.items():
+        rows, columns = shapes.get(shard, (0, 0))
+        if offset + length > rows or columns != width:
+            raise InputError(
+                f"{storage.shown}: video {vid} does not lie within {shard}, which holds {rows} "
+                f"clips of {columns} columns; pack the features again"
+            )
+
+
+def _first_clip(head: bytes, where: str) -> int:
+    """The byte of a shard where its clips begin: after two messages, a schema and a batch.
+
+    Raises:
+        InputError: it is not such a file.
+    """
+    place = len(b"ARROW1\0\0")
+    for _ in range(2):  # a message: its mark and its length, as four bytes each, then itself
+        length = int.from_bytes(head[place + 4 : place + 8], "little")
+        if head[:6] != b"ARROW1" or head[place : place + 4] != b"\xff" * 4 or length > _HEAD:
+            raise InputError(f"{where}: not a whole shard; pack the features again")
+        place += 8 + length
+    return place
+
+
+def columns_of(parts: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Of each part: its first column as stored, its first column in a batch, and its width."""
+    taken = 0
+    for number, width in enumerate(parts):
+        yield taken, taken + 2 * number, width
+        taken += width

@@ -8,8 +8,9 @@ from tiny import tiny_config, tiny_data
 from shine.data.annotations import read_annotations, write_jsonl
 from shine.data.dataset import Dataset, collate
 from shine.data.loading import Source
-from shine.data.packing import write_manifest, write_shard
+from shine.data.packing import pack_store
 from shine.data.sampler import GlobalBatch
+from shine.data.sources import located
 from shine.data.store import FeatureStore
 from shine.errors import InputError
 
@@ -131,12 +132,12 @@ def test_clips_that_overlap_a_moment_are_inside(root, tmp_path, moment, clips):
     features.mkdir()
     np.save(features / "short.npy", np.ones((9, 8), np.float32))
     config = rewritten(root, tmp_path, place)
-    settings = config.features.model_copy(update={"sources": (str(features),)})
-    shard = write_shard(tmp_path, 0, ["short"], settings, [8])
-    write_manifest(tmp_path, [shard], settings, [8], None)
+    store = tmp_path / "short"
+    short = tiny_config(root, f"features.sources=[{features}]", f"features.store={store}")
+    pack_store(located(short), ["short"])
     source = Source.open(config)
     annotation = read_annotations(config.path(config.data.train))[:1]
-    dataset = Dataset.build(annotation, FeatureStore.open(tmp_path), source.texts, max_moments=5)
+    dataset = Dataset.build(annotation, FeatureStore.open(store), source.texts, max_moments=5)
     assert dataset.inside[0].nonzero()[0].tolist() == clips
     assert dataset.num_clamped == (moment[1] > 8.4)
     assert dataset.annotated[0, 0].tolist() == moment

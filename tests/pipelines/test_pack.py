@@ -5,7 +5,7 @@ import pytest
 from tiny import WIDTH, tiny_config, tiny_data
 
 from pipelines.features import pack, simulated_note
-from shine.config import FeaturesConfig
+from shine.config import FeaturesConfig, SourceConfig
 from shine.data.packing import source_widths
 from shine.data.planted import WorldConfig, make_world
 from shine.data.store import FeatureStore
@@ -38,7 +38,7 @@ def test_a_first_video_without_a_usable_file_is_left_out_alone(ray_cluster, root
     if content is not None:
         first.write_bytes(content)
     manifest = pack(tiny_config(root))
-    assert [("v0" in sentence) for sentence in manifest["refused"]] == [True]
+    assert [refusal["vid"] for refusal in manifest["refused"]] == ["v0"]
     assert (manifest["num_videos"], manifest["width"]) == (11, WIDTH)
     assert FeatureStore.open(root / "store").num_clips("v1") > 0
 
@@ -47,7 +47,7 @@ def test_the_width_is_that_of_the_first_file_that_can_be_read(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(3))
     np.save(tmp_path / "c.npy", np.zeros((2, 5)))
     np.save(tmp_path / "d.npy", np.zeros((2, 7)))
-    settings = FeaturesConfig(sources=(str(tmp_path),))
+    settings = FeaturesConfig(sources=(SourceConfig(path=str(tmp_path)),))
     assert source_widths(settings, ["a", "b", "c", "d"]) == (5,)
     with pytest.raises(InputError, match="no video could be packed; the first reason: .* video a"):
         source_widths(settings, ["a", "b"])

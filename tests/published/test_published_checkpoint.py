@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from shine.config import LossConfig, load_config
 from shine.data.loading import Source
-from shine.data.packing import write_manifest, write_shard
+from shine.data.packing import pack_store
+from shine.data.sources import located
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.models import build_model
@@ -483,18 +484,10 @@ def test_ranking_without_fine_terms_is_exported(tmp_path):
 def audio_store(root, config, widths):
     """A packed store whose last columns are audio, beside a folder of tokens."""
     (root / config.text.folder).mkdir(parents=True)
-    for folder, width in zip(config.features.folders, widths, strict=True):
-        (root / folder).mkdir(parents=True)
-        np.save(root / folder / "v.npy", np.ones((4, width), np.float32))
-    settings = config.features.model_copy(
-        update={
-            "sources": tuple(str(root / folder) for folder in config.features.sources),
-            "audio": str(root / config.features.audio),
-        }
-    )
-    store = root / config.features.store
-    store.mkdir()
-    write_manifest(store, [write_shard(store, 0, ["v"], settings, widths)], settings, widths, None)
+    for source, width in zip(config.features.parts, widths, strict=True):
+        (root / source.path).mkdir(parents=True)
+        np.save(root / source.path / "v.npy", np.ones((4, width), np.float32))
+    pack_store(located(config), ["v"])
 
 
 @pytest.mark.parametrize("with_store", [True, False], ids=["beside its store", "alone"])
