@@ -1,21 +1,23 @@
-"""Annotation files of the field: JSON Lines with one query of one video per line."""
+"""Annotation files of the field; `shine.data.formats` describes their layouts and our schema."""
 
 import hashlib
 import json
-import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
+from shine.data.formats import Layout, detect_layout, finite, json_lines, read_entries
 from shine.errors import InputError
 from shine.files import write_whole
 
 Moment = tuple[float, float]  # [start, end] in seconds
 LABEL_SECONDS = 2  # of a clip with a highlight label
+_MOMENT_KINDS = ("moment", "empty", "reversed", "before", "after")  # of defects
+_NO_NAME = frozenset("/\\\0")  # cannot be part of the name of a file
 MASK = "<mask>"  # stands for a word in `masked_queries`
 
 
@@ -34,8 +36,21 @@ class Annotation:
     clip_scores: tuple[tuple[int, ...], ...] = ()  # of each such clip, one from every annotator
 
 
-def read_annotations(path: str | Path) -> list[Annotation]:
-    """Every line of an annotation file, in order.
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Why a row cannot be used."""
+
+    kind: str  # a key of `shine.data.check.KINDS`
+    reason: str  # what was expected, what came, what to do
+
+
+def read_annotations(path: str | Path, *, need_moments: bool = True) -> list[Annotation]:
+    """Every row of an annotation file, in order; the layout is told by the content.
+
+    Args:
+        path: the file.
+        need_moments: whether a row without moments, as in a test split whose answers are withheld,
+            is an error; else it has none.
 
     Raises:
         InputError: the file is missing, empty or malformed, a query id occurs twice, or a moment is
@@ -43,14 +58,14 @@ def read_annotations(path: str | Path) -> list[Annotation]:
     """
     path = Path(path)
     annotations: list[Annotation] = []
-    lines: dict[str, int] = {}
-    for number, record in read_records(path, "annotations"):
-        where = f"{path}, line {number}"
-        annotation = _annotation(record, where)
-        if (first := lines.setdefault(annotation.qid, number)) != number:
-            raise InputError(
-                f"{where}: query id {annotation.qid!r} was used on line {first}; make ids unique"
-            )
+    places: dict[str, str] = {}
+    for entry in read_entries(path):
+        where = f"{path}, {entry.place}"
+        if entry.record is None:
+            raise InputError(f"{where}: {entry.reason}")
+        annotation = _annotation(entry.record, where, need_moments=need_moments)
+        if (first := places.setdefault(annotation.qid, entry.place)) != entry.place:
+            raise InputError(_used(where, annotation.qid, first))
         annotations.append(annotation)
     if not annotations:
         raise InputError(f"{path}: expected at least one annotation, the file is empty")
@@ -63,7 +78,7 @@ class VideoIndex:
     Keeps three numbers a line.
 
     Args:
-        path: an annotation file.
+        path: an annotation file, JSON Lines.
 
     Raises:
         InputError: as `read_annotations`.
@@ -72,6 +87,11 @@ class VideoIndex:
     def __init__(self, path: Path):
         self._path = path
         numbers, offsets, vids, qids = array("q"), array("q"), array("q"), array("q")
+        if (layout := detect_layout(path)) is not Layout.JSON_LINES:
+            raise InputError(
+                f"{path}: expected JSON Lines, which can be read video by video, got {layout}; "
+                f"convert it with `shine data convert {path} --out OUT.jsonl`"
+            )
         for number, offset, record in _records(path, "annotations"):
             annotation = _annotation(record, f"{path}, line {number}")
             numbers.append(number)
@@ -122,10 +142,12 @@ class VideoIndex:
         with self._path.open("rb") as file:
             for one, other in zip(order[again].tolist(), order[again + 1].tolist(), strict=True):
                 if (qid := self._row(file, one).qid) == self._row(file, other).qid:
-                    raise InputError(
-                        f"{self._path}, line {self._numbers[other]}: query id {qid!r} was used on "
-                        f"line {self._numbers[one]}; make ids unique"
-                    )
+                    where = f"{self._path}, line {self._numbers[other]}"
+                    raise InputError(_used(where, qid, f"line {self._numbers[one]}"))
+
+
+def _used(where: str, qid: str, first: str) -> str:
+    return f"{where}: query id {qid!r} was used on {first}; make ids unique"
 
 
 def _digest(text: str) -> int:
@@ -149,36 +171,24 @@ def read_records(path: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _records(path: Path, what: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """The same with the place of each line in the file, in bytes."""
-    try:
-        with path.open("rb") as file:
-            end = 0
-            for number, line in enumerate(file, start=1):
-                offset, end = end, end + len(line)
-                if not (text := line.decode()).strip():
-                    continue
-                try:
-                    record = json.loads(text)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}, line {number}: not valid JSON ({error.msg} at column "
-                        f"{error.colno}); expected one object per line"
-                    ) from None
-                if not isinstance(record, dict):
-                    raise InputError(
-                        f"{path}, line {number}: expected an object with named values, got a "
-                        f"{type(record).__name__}"
-                    )
-                yield number, offset, record
-    except OSError as error:
-        raise InputError(f"cannot read {what} {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"cannot read {what} {path}: not UTF-8 text") from None
+    for entry in json_lines(path, what):
+        if entry.record is None:
+            raise InputError(f"{path}, {entry.place}: {entry.reason}")
+        yield int(entry.place.removeprefix("line ")), entry.offset, entry.record
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """`records` stand in `path`, one JSON object a line."""
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_whole(path, "".join(lines))
+    write_whole(path, "".join(map(_line, records)))
+
+
+def _line(record: dict[str, Any]) -> str:
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a character, which JSON can hold and UTF-8 cannot
+        return json.dumps(record) + "\n"
+    return line
 
 
 def to_record(annotation: Annotation) -> dict[str, Any]:
@@ -210,70 +220,125 @@ def normalized(query: str) -> str:
     return " ".join(word for word in words if word)
 
 
-def _annotation(record: dict[str, Any], where: str) -> Annotation:
-    missing = [
-        key
-        for key in ("qid", "vid", "query", "duration", "relevant_windows")
-        if record.get(key) is None
-    ]
-    if missing:
-        raise InputError(f"{where}: missing {', '.join(missing)}")
-    qid, vid, query = str(record["qid"]), record["vid"], record["query"]
-    if not isinstance(query, str) or not query.strip():
-        raise InputError(f"{where}: expected a sentence as query, got {query!r}")
-    if not isinstance(vid, str) or not vid or vid in (".", "..") or set(vid) & set("/\\\0"):
-        raise InputError(
-            f"{where}: expected a video id that can be a file name, without slashes; got {vid!r}"
-        )
-    duration = _seconds(record["duration"])
-    if duration is None or duration <= 0:
-        raise InputError(
-            f"{where}: expected a positive duration in seconds, got {record['duration']!r}"
-        )
-    windows = record["relevant_windows"]
-    if not isinstance(windows, list) or not windows:
-        raise InputError(f"{where}: expected relevant_windows [[start, end], ...], got {windows!r}")
-    clip_ids, clip_scores = _highlights(record, where)
+def parse(
+    record: dict[str, Any], *, need_moments: bool = True
+) -> tuple[Annotation | None, list[Defect]]:
+    """The annotation of a record of the schema; or none, and every defect that prevents it."""
+    defects = _wrong_values(record, need_moments)
+    duration = finite(record.get("duration"))
+    moments: list[Moment] = []
+    windows = record.get("relevant_windows")
+    for window in windows if isinstance(windows, list) else ():
+        moment = _moment(window, duration)
+        if isinstance(moment, Defect):
+            defects.append(moment)
+        else:
+            moments.append(moment)
+    try:
+        negatives = _negatives(record.get("recomposed_queries"))
+        clip_ids, clip_scores = _highlights(record)
+    except InputError as error:
+        return None, [*defects, Defect("optional", str(error))]
+    if defects or duration is None:
+        return None, defects
     return Annotation(
-        qid=qid,
-        vid=vid,
-        query=query,
+        qid=str(record["qid"]),
+        vid=record["vid"],
+        query=record["query"],
         duration_seconds=duration,
-        moments=tuple(_moment(window, duration, f"{where}, query {qid}") for window in windows),
-        negatives=_negatives(record.get("recomposed_queries"), where),
+        moments=tuple(moments),
+        negatives=negatives,
         clip_ids=clip_ids,
         clip_scores=clip_scores,
-    )
+    ), []
 
 
-def _moment(window: Any, duration: float, where: str) -> Moment:
-    ends = [_seconds(value) for value in window] if isinstance(window, Sequence) else []
+def _wrong_values(record: dict[str, Any], need_moments: bool) -> list[Defect]:
+    """What is wrong with the values that every row has, but for single moments."""
+    needed = ("qid", "vid", "query", "duration", *(("relevant_windows",) * need_moments))
+    missing = [name for name in needed if record.get(name) is None]
+    defects = [Defect("missing", f"missing {', '.join(missing)}")] if missing else []
+    expected = {
+        "qid": (_is_id, "text or a whole number as qid, got"),
+        "query": (_is_sentence, "a sentence as query, got"),
+        "vid": (_is_name, "a video id that can be a file name, without slashes; got"),
+        "duration": (_is_duration, "a positive duration in seconds, got"),
+        "relevant_windows": (
+            _is_filled_list if need_moments else _is_list,
+            "relevant_windows [[start, end], ...], got",
+        ),
+    }
+    for name, (is_good, what) in expected.items():
+        value = record.get(name)
+        if value is not None and not is_good(value):
+            defects.append(Defect("value", f"expected {what} {value!r}"))
+    return defects
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+
+
+def _is_sentence(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & _NO_NAME
+
+
+def _is_duration(value: Any) -> bool:
+    seconds = finite(value)
+    return seconds is not None and seconds > 0
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_filled_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _annotation(record: dict[str, Any], where: str, *, need_moments: bool = True) -> Annotation:
+    annotation, defects = parse(record, need_moments=need_moments)
+    if annotation is None:
+        query = f", query {record['qid']}" if defects[0].kind in _MOMENT_KINDS else ""
+        raise InputError(f"{where}{query}: {defects[0].reason}")
+    return annotation
+
+
+def _moment(window: Any, duration: float | None) -> Moment | Defect:
+    """A moment, or what is wrong with it; without a duration, its video has no end."""
+    ends = [finite(value) for value in window] if isinstance(window, list) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
-        raise InputError(f"{where}: expected a moment [start, end] in seconds, got {window!r}")
+        return Defect("moment", f"expected a moment [start, end] in seconds, got {window!r}")
     start, end = ends[0], ends[1]
+    what = f"the moment [{start}, {end}]"
     if end <= start:
         kind = "empty" if end == start else "reversed"
-        raise InputError(f"{where}: the moment [{start}, {end}] is {kind}; correct or remove it")
+        return Defect(kind, f"{what} is {kind}; correct or remove it")
     if start < 0:
-        raise InputError(f"{where}: the moment [{start}, {end}] starts before its video")
-    if start >= duration:
-        raise InputError(
-            f"{where}: the moment [{start}, {end}] starts at or after the end of its video "
-            f"({duration} s); correct the moment or the duration"
+        return Defect("before", f"{what} starts before its video")
+    if duration is not None and start >= duration:
+        return Defect(
+            "after",
+            f"{what} starts at or after the end of its video ({duration} s); correct the moment "
+            f"or the duration",
         )
     return start, end
 
 
-def _negatives(value: Any, where: str) -> tuple[str, ...]:
+def _negatives(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise InputError(f"{where}: expected recomposed_queries as a list of sentences")
+        raise InputError("expected recomposed_queries as a list of sentences")
     return tuple(value)
 
 
 def _highlights(
-    record: dict[str, Any], where: str
+    record: dict[str, Any],
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """The clips of a record that annotators scored, and their scores."""
     ids, scores = record.get("relevant_clip_ids"), record.get("saliency_scores")
@@ -281,23 +346,19 @@ def _highlights(
         return (), ()
     if not _whole_numbers(ids) or len(set(ids)) != len(ids):
         raise InputError(
-            f"{where}: expected relevant_clip_ids as a list of clip numbers from 0, none twice; "
-            f"got {ids!r}"
+            f"expected relevant_clip_ids as a list of clip numbers from 0, none twice; got {ids!r}"
         )
     if not isinstance(scores, list) or not all(map(_whole_numbers, scores)):
         raise InputError(
-            f"{where}: expected saliency_scores as a list with the scores of each clip, got "
-            f"{scores!r}"
+            f"expected saliency_scores as a list with the scores of each clip, got {scores!r}"
         )
     if len(scores) != len(ids):
         raise InputError(
-            f"{where}: expected as many saliency_scores as relevant_clip_ids, got {len(scores)} "
+            f"expected as many saliency_scores as relevant_clip_ids, got {len(scores)} "
             f"and {len(ids)}"
         )
     if len({len(row) for row in scores}) > 1 or [] in scores:
-        raise InputError(
-            f"{where}: expected one score of every annotator for each clip in saliency_scores"
-        )
+        raise InputError("expected one score of every annotator for each clip in saliency_scores")
     return tuple(ids), tuple(map(tuple, scores))
 
 
@@ -305,9 +366,3 @@ def _whole_numbers(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(
         isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
     )
-
-
-def _seconds(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
