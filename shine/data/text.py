@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -10,13 +10,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float
 
-from shine.config import Config, TextConfig
-from shine.data.annotations import Annotation
-from shine.data.arrays import read_matrix, unit_rows
+from shine.config import Config
+from shine.data.text_store import Places, TextStore
 from shine.errors import InputError
-from shine.language.negatives import HardNegatives
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
@@ -58,112 +55,32 @@ class LexicalEncoder:
         return vector
 
 
-class PrecomputedEncoder:
-    """Token vectors that another program wrote, one npz file for each query and hard negative.
-
-    A text must be located, by the ids of its query, before it is encoded.
-    """
-
-    def __init__(self, folder: Path, config: TextConfig):
-        self.width = config.width
-        self._folder = folder
-        self._config = config
-        self._paths: dict[str, Path] = {}
-
-    def locate(
-        self,
-        annotations: Sequence[Annotation],
-        negatives: Mapping[str, HardNegatives] | None = None,
-        num_levels: int = 0,
-    ) -> None:
-        """The texts of `annotations` and the valid ones of their hard negatives have their files.
-
-        Equal texts share the file of the first.
-
-        Raises:
-            InputError: files are missing, or an id cannot be part of a file name.
-        """
-        found = dict(self._paths)
-        for annotation in annotations:
-            found.setdefault(annotation.query, self._path(annotation.qid, None))
-        for annotation in annotations:
-            row = (negatives or {}).get(annotation.qid)
-            if row is not None:
-                levels = zip(row.queries[:num_levels], row.valid, strict=False)
-                for level, (text, valid) in enumerate(levels):
-                    if valid:
-                        found.setdefault(text, self._path(annotation.qid, level))
-        missing = [path for text, path in found.items() if text not in self._paths]
-        missing = [path for path in missing if not path.is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(found)} files of text features are "
-                f"missing, the first is {missing[0]}; check text.folder, text.query_file and "
-                f"text.negative_file"
-            )
-        self._paths = found
-
-    def __call__(self, text: str) -> np.ndarray:
-        """See `TextEncoder`.
-
-        Raises:
-            InputError: the text was not located, or its file does not hold [token, width] numbers.
-        """
-        if text not in self._paths:
-            raise InputError(
-                f"this run has precomputed text alone (text.encoder) and no file for {text!r}; ask "
-                f"a query of its annotation files, or train with text.encoder=lexical"
-            )
-        path = self._paths[text]
-        tokens = read_matrix(path, "last_hidden_state", "token, width")
-        if tokens.shape[1] != self.width:
-            raise InputError(
-                f"{path}: expected tokens of {self.width} columns (text.width), got "
-                f"{tokens.shape[1]}"
-            )
-        return as_tokens(tokens, self._config, str(path))
-
-    def _path(self, qid: str, level: int | None) -> Path:
-        if set(qid) & set("/\\\0") or qid in {".", ".."}:
-            raise InputError(
-                f"query id {qid!r} cannot be part of a file name, as text.encoder=precomputed "
-                f"needs; use ids without slashes"
-            )
-        name = self._config.query_file if level is None else self._config.negative_file
-        return self._folder / name.replace("{qid}", qid).replace("{level}", str(level))
-
-
-def as_tokens(
-    vectors: Float[np.ndarray, "row width"], config: TextConfig, where: str = "the query"
-) -> Float[np.ndarray, "token width"]:
-    """Token vectors of another program as a model is given them: without padding, normalised.
-
-    Rows of zeros at the end are padding.
+def open_texts(config: Config) -> "TextTable":
+    """An empty table over the store of `config.text`, or over its encoder where that is `lexical`.
 
     Raises:
-        InputError: no row is left; the sentence begins with `where`.
+        InputError: the store or the word table cannot be read, or is not as configured.
     """
-    real = np.flatnonzero(vectors.any(axis=1))
-    if not len(real):
-        raise InputError(f"{where}: every token is zero, so there is none; encode the text again")
-    tokens = vectors[: real[-1] + 1]
-    return unit_rows(tokens) if config.normalize else tokens
+    lexical = config.text.encoder == "lexical"
+    source = build_encoder(config) if lexical else TextStore.open(config)
+    return TextTable(source, config.text.max_tokens)
 
 
 def build_encoder(config: Config) -> TextEncoder:
-    """The encoder that `config.text` names.
+    """The encoder that `config.text` names, for any text; a model of Hugging Face is loaded.
 
     Raises:
-        InputError: its word table or its folder cannot be read.
+        InputError: its word table or its model cannot be read, or the text is precomputed.
     """
     if config.text.encoder == "precomputed":
-        folder = config.path(config.text.folder)
-        if not folder.is_dir():
-            raise InputError(
-                f"no folder of text features {folder}: set text.folder to the folder with one npz "
-                f"per query, or text.encoder=lexical"
-            )
-        return PrecomputedEncoder(folder, config.text)
+        raise InputError(
+            "text.encoder=precomputed encodes no new text; set text.encoder=lexical or "
+            "text.encoder=hugging_face"
+        )
+    if config.text.encoder == "hugging_face":
+        from shine.data.text_models import ModelEncoder
+
+        return ModelEncoder.of(config)
     if config.text.word_vectors is None:
         return LexicalEncoder(config.text.width)
     table = read_word_vectors(config.path(config.text.word_vectors))
@@ -185,35 +102,37 @@ def read_word_vectors(path: Path) -> dict[str, np.ndarray]:
 
 
 class TextTable:
-    """Every distinct text, encoded once; texts are then named by their number.
+    """Every distinct text once; texts are then named by their number.
 
-    The vectors lie end to end, so a batch of ragged texts is gathered in one indexing operation.
+    The vectors of many texts lie end to end in a matrix, so a batch of ragged texts is gathered in
+    one indexing operation for each matrix it touches. Those of a store stay where they are mapped;
+    those of an encoder are kept in memory.
     """
 
-    def __init__(self, encoder: TextEncoder, max_tokens: int):
-        self.encoder = encoder
+    def __init__(self, source: TextEncoder | TextStore, max_tokens: int):
+        self._source = source
         self._max_tokens = max_tokens
         self._ids: dict[str, int] = {}
-        self._new: list[np.ndarray] = []
-        self._flat = np.zeros((0, encoder.width), np.float32)
-        self._starts = np.zeros(0, np.int64)
-        self._lengths = np.zeros(0, np.int64)
+        self._matrices: Sequence[np.ndarray] = [np.zeros((0, source.width), np.float32)]
+        self._places = Places.none()
 
     def add(self, texts: Iterable[str]) -> np.ndarray:
-        """The numbers of `texts`, int64 [text]; new ones are encoded."""
-        numbers = []
-        for text in texts:
-            if text not in self._ids:
-                self._new.append(self.encoder(text)[: self._max_tokens])
-                self._ids[text] = len(self._ids)
-            numbers.append(self._ids[text])
-        if self._new:
-            lengths = np.array([len(tokens) for tokens in self._new])
-            self._flat = np.concatenate([self._flat, *self._new])
-            self._lengths = np.concatenate([self._lengths, lengths])
-            self._starts = np.cumsum(self._lengths) - self._lengths
-            self._new = []
-        return np.array(numbers, np.int64)
+        """The numbers of `texts`, int64 [text]; new ones are encoded, or found in the store.
+
+        Raises:
+            InputError: the store lacks some; the table is as it was.
+        """
+        texts = list(texts)
+        if new := [text for text in dict.fromkeys(texts) if text not in self._ids]:
+            if isinstance(self._source, TextStore):
+                places, self._matrices = self._source.find(new), self._source.matrices
+            else:
+                places = self._encoded(self._source, new)
+            self._places = self._places.then(places.cut(self._max_tokens))
+            self._ids.update(
+                zip(new, range(len(self._ids), len(self._ids) + len(new)), strict=True)
+            )
+        return np.array([self._ids[text] for text in texts], np.int64)
 
     def text(self, number: int) -> str:
         """The text of a number that `add` gave."""
@@ -222,12 +141,27 @@ class TextTable:
     @property
     def width(self) -> int:
         """Columns of a token."""
-        return self._flat.shape[1]
+        return self._source.width
 
     def gather(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Padded token vectors float32 [..., token, width] and their mask [..., token]."""
-        lengths = self._lengths[numbers]
-        positions = np.arange(lengths.max(initial=1))
-        mask = positions < lengths[..., None]
-        index = np.where(mask, self._starts[numbers][..., None] + positions, 0)
-        return self._flat[index] * mask[..., None], mask
+        matrix, start, length = self._places.of(numbers)
+        positions = np.arange(length.max(initial=1))
+        mask = positions < length[..., None]
+        rows = (start[..., None] + positions)[mask]
+        holder = np.broadcast_to(matrix[..., None], mask.shape)[mask]
+        found = np.empty((len(rows), self.width), np.float32)
+        for number in np.unique(holder):
+            here = holder == number
+            found[here] = self._matrices[number][rows[here]]
+        tokens = np.zeros((*mask.shape, self.width), np.float32)
+        tokens[mask] = found
+        return tokens, mask
+
+    def _encoded(self, encoder: TextEncoder, texts: Sequence[str]) -> Places:
+        vectors = [encoder(text)[: self._max_tokens] for text in texts]
+        lengths = np.array([len(tokens) for tokens in vectors])
+        (known,) = self._matrices
+        self._matrices = [np.concatenate([known, *vectors])]
+        starts = len(known) + np.cumsum(lengths) - lengths
+        return Places(np.zeros_like(starts), starts, lengths)
