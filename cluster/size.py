@@ -28,8 +28,20 @@ def check_workers(num_workers: int, *, gpu: bool) -> None:
             )
 
 
-def data_workers() -> int:
-    """Workers for a data pipeline that has the connected cluster to itself, at least one."""
+def data_workers(*, gpu: bool = False) -> int:
+    """Workers for a data pipeline that has the connected cluster to itself, at least one.
+
+    Args:
+        gpu: whether each needs a GPU; one CPU otherwise.
+
+    Raises:
+        InputError: the local cluster has no GPU.
+    """
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    has = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+    if gpu and not has and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            "workers with a GPU were asked for and this machine has none; set gpu=false"
+        )
+    return max(1, has)

@@ -55,6 +55,7 @@ def run_stage(
     num_workers: int,
     *,
     num_cpus: float = 1.0,
+    gpu: bool = False,
 ) -> Iterator[pa.Table]:
     """What workers make of the tables, in their order and as they are ready.
 
@@ -64,6 +65,7 @@ def run_stage(
         arguments: of its constructor.
         num_workers: processes at a time, no more than there are tables.
         num_cpus: of a worker.
+        gpu: whether each worker has one to itself.
 
     Raises:
         InputError: a worker raised it.
@@ -88,6 +90,7 @@ def run_stage(
             fn_constructor_args=(worker, arguments),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=num_cpus,
+            num_gpus=1 if gpu else None,
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
