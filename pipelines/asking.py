@@ -31,7 +31,7 @@ from shine.llm.request import Answer, Request
 logger = logging.getLogger(__name__)
 
 REQUESTS_PER_TABLE: Final = 64
-_TABLES: Final = 4  # that a worker works on at a time; what Ray Data gives it, unless told less
+_TABLES: Final = 4  # that a worker works on at a time
 _CPUS: Final = 0.1  # of a worker, which mostly waits
 _COLLECTED: Final = 500  # answers of a provider's batch between two reports
 _OUTCOME: Final = pa.schema(
@@ -169,7 +169,9 @@ def _over_the_cluster(
         .remote(config, clock=time.monotonic, random=random.random, spent=spent)
     )
     arguments = (settings, url, limiter)
-    yield from run_stage(references, AskModel, arguments, config.workers, num_cpus=_CPUS)
+    yield from run_stage(
+        references, AskModel, arguments, config.workers, num_cpus=_CPUS, at_a_time=_TABLES
+    )
 
 
 def _through_batches(

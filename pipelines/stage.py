@@ -56,16 +56,18 @@ def run_stage(
     *,
     num_cpus: float = 1.0,
     gpu: bool = False,
+    at_a_time: int = 1,
 ) -> Iterator[pa.Table]:
     """What workers make of the tables, in their order and as they are ready.
 
     Args:
         tables: Ray's references to them.
-        worker: called with a table at a time; an async one with several.
+        worker: called with a table.
         arguments: of its constructor.
         num_workers: processes at a time, no more than there are tables.
         num_cpus: of a worker.
         gpu: whether each worker has one to itself.
+        at_a_time: tables that an async worker works on at a time.
 
     Raises:
         InputError: a worker raised it.
@@ -88,7 +90,12 @@ def run_stage(
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=(worker, arguments),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=most,
+                initial_size=most,
+                max_concurrent_calls_per_actor=at_a_time,
+            ),
             num_cpus=num_cpus,
             num_gpus=1 if gpu else None,
             max_restarts=MAX_RESTARTS,

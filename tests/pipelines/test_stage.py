@@ -1,3 +1,4 @@
+import asyncio
 import os
 import sys
 
@@ -31,12 +32,23 @@ class AsyncDoubles(Doubles):
         return super().__call__(table)
 
 
-def doubled(numbers, *arguments, worker=Doubles):
+class Meets:
+    """Waits until as many tables are at work as it was told."""
+
+    def __init__(self, together):
+        self._all = asyncio.Barrier(together)
+
+    async def __call__(self, table):
+        async with asyncio.timeout(60), self._all:
+            return table
+
+
+def doubled(numbers, *arguments, worker=Doubles, at_a_time=1):
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     tables = [ray.put(pa.table({"number": [number]})) for number in numbers]
-    made = run_stage(tables, worker, arguments, 1, num_cpus=0.1)
+    made = run_stage(tables, worker, arguments, 1, num_cpus=0.1, at_a_time=at_a_time)
     return [table["number"][0].as_py() for table in made]
 
 
@@ -58,3 +70,7 @@ def test_an_error_of_creation_is_no_want_of_memory(ray_cluster):
 def test_a_worker_that_dies_again_and_again_is_named(ray_cluster):
     with pytest.raises(RuntimeError, match=r"a worker \(Doubles\) died 4 times"):
         doubled([0])
+
+
+def test_an_async_worker_has_several_tables_at_a_time(ray_cluster):
+    assert doubled(range(6), 3, worker=Meets, at_a_time=3) == [*range(6)]
