@@ -159,12 +159,12 @@ class Killed:
     bound: int
 
 
-def kills(num: int, times: int) -> Killed:
+def kills(num: int, times: int, latency: float = LATENCY_SECONDS) -> Killed:
     """A job killed again and again at random moments, driver and workers at once."""
     rng = random.Random(0)
     in_flight, segment = 16, 8
     llm = {"in_flight": in_flight, "segment_answers": segment}
-    with prepared(num) as folder, serving_process(1800, latency=LATENCY_SECONDS) as server:
+    with prepared(num) as folder, serving_process(7200, latency=latency) as server:
         for _ in range(times):
             job = subprocess.Popen(
                 command(folder, server.base_url, **llm),
@@ -175,7 +175,7 @@ def kills(num: int, times: int) -> Killed:
             before = server.stats()["received"]
             while server.stats()["received"] == before and job.poll() is None:
                 time.sleep(0.05)  # kills before the first request cost nothing and prove little
-            time.sleep(rng.uniform(0, rng.choice((0.5, 4.0))))  # most while asking, some later
+            time.sleep(rng.uniform(0, rng.choice((1.0, 6.0))))  # most while asking, some later
             kill_all(job)
         result = run(command(folder, server.base_url, **llm))
         billed = server.stats()["billed_by_key"].values()
@@ -263,7 +263,7 @@ def main() -> None:
     elif options.what == "storm":
         storm(options.captions or 2000)
     elif options.what == "kills":
-        print(kills(options.captions or 10_000, options.times))
+        print(kills(options.captions or 3000, options.times, latency=1.0))  # most fall while asking
     else:
         million(options.captions or 1_000_000)
 
