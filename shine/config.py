@@ -223,6 +223,10 @@ class FeaturesConfig(Section):
     sources: tuple[SourceConfig, ...] = (SourceConfig(path="features"),)  # joined side by side
     audio: SourceConfig | None = None  # a further one, whose temporal end points are its own
     store: str = "store"  # written by `shine features pack`: a folder or any fsspec URL
+    # How training reads it: mapped into memory, a store elsewhere from one copy on each node; one
+    # copy in the memory of each GPU; or streamed by ranges, with no copy of the whole.
+    feed: Literal["mapped", "resident", "streamed"] = "mapped"
+    cache: str | None = None  # the folder of such copies; None: in the user's folder of caches
     width: Count | None = None  # columns of all sources and audio; None: those of the first files
     clip_seconds: Positive = 1.0
     normalize: bool = True  # each clip of each source to unit length, x / (|x| + 1e-5)
@@ -239,6 +243,25 @@ class FeaturesConfig(Section):
     def parts(self) -> tuple[SourceConfig, ...]:
         """Every source, that of audio last."""
         return self.sources if self.audio is None else (*self.sources, self.audio)
+
+
+class ExtractConfig(Section):
+    """How `shine features extract` makes clips of `features.clip_seconds` out of videos.
+
+    Relative folders start from `data.root`; each may be any fsspec URL.
+    """
+
+    videos: str = "videos"  # one file per video; its name without the ending is the video's
+    out: str = "features"  # one {vid}.npy per video, and what is known of each
+    # Of the CLIP or SigLIP family: a name on the Hugging Face hub, or a folder.
+    model: str = "openai/clip-vit-base-patch32"
+    revision: str = "main"  # branch, tag or commit on the hub
+    frames_per_clip: Count = 2  # at the middles of equal parts; their embeddings are averaged
+    dtype: Literal["float16", "float32"] = "float32"
+    batch_size: Count = 32  # frames at a time
+    gpu: bool = False  # one GPU per worker
+    threads: Count = 1  # of each worker, that decode and, without a GPU, compute
+    workers: Count | None = None  # None: as many as the cluster has room for
 
 
 class TextConfig(Section):
@@ -452,6 +475,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     negatives: NegativesConfig = NegativesConfig()
     features: FeaturesConfig = FeaturesConfig()
+    extract: ExtractConfig = ExtractConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = QdDetrConfig()
     loss: LossConfig = LossConfig()
