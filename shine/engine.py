@@ -6,13 +6,15 @@ on the backend nor on the number of workers: order and partners come from the sa
 the global batch, random numbers from (seed, step, rank). (`compat: reference` is the exception.)
 """
 
+import contextlib
 import ctypes
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -24,6 +26,7 @@ from shine.checkpoints import Position, load_checkpoint, save_checkpoint
 from shine.config import Config, TrainConfig
 from shine.data.batch import Batch
 from shine.data.dataset import Dataset, collate
+from shine.data.feeding import Feed, collated_ahead
 from shine.data.loading import Source
 from shine.data.sampler import GlobalBatch, epoch_batches
 from shine.errors import InputError
@@ -125,11 +128,12 @@ def checkpoint_name(step: int) -> str:
     return f"checkpoint_{step:08d}"
 
 
-def train(config: Config, folder: Path, backend: Backend) -> None:
+def train(config: Config, folder: Path, backend: Backend, feed: Feed = collated_ahead) -> None:
     """The run in `folder` is trained to its last epoch, from its latest checkpoint if it has one.
 
     After every `evaluate_every` epochs, and the last, one line goes to `metrics.jsonl` and one
-    checkpoint to the backend.
+    checkpoint to the backend. `data_seconds` of a line is how long this worker's steps of the epoch
+    waited for their batches, of its `seconds`.
 
     Raises:
         InputError: data or configuration are wrong.
@@ -139,7 +143,7 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
     if backend.device.type == "cpu":
         torch.set_num_threads(settings.threads)
         keep_freed_memory()
-    source = Source.open(config)
+    source = Source.open(config, backend.device)
     dataset, validation = source.training(), source.validation()
     torch.manual_seed(settings.seed)
     model = build_model(
@@ -161,62 +165,85 @@ def train(config: Config, folder: Path, backend: Backend) -> None:
     log = MetricsLog(folder / METRICS_FILE, position.step) if backend.rank == 0 else None
     wrapped = backend.wrap(model)
 
-    steps = math.ceil(len(dataset) / settings.batch_size)
-    for epoch in range(position.step // steps, settings.epochs):
-        started = time.monotonic()
-        rate = learning_rate(settings, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batches = epoch_batches(
-            dataset.num_clips,
-            dataset.video,
-            dataset.same_text,
-            batch_size=settings.batch_size,
-            bucket_batches=settings.bucket_batches,
-            seed=settings.seed,
-            epoch=epoch,
-            next_row=config.data.compat == "reference",
-        )
-        wrapped.train()
-        totals: dict[str, Tensor] = {}
-        for global_batch in batches:
-            seed_step(settings.seed, position.step, backend.rank)
-            batch = collate(
-                dataset, global_batch, rank=backend.rank, world_size=backend.world_size
-            ).to(backend.device)
-            parts = train_step(
-                wrapped, criterion, optimizer, batch, settings.clip_norm, settings.precision
+    order = RunOrder(dataset, config, position.step)
+    steps = order.steps_of_an_epoch
+    share = {"rank": backend.rank, "world_size": backend.world_size, "device": backend.device}
+    with contextlib.closing(feed(dataset, order, **share)) as batches:
+        for epoch in range(position.step // steps, settings.epochs):
+            started, waited = time.monotonic(), 0.0
+            rate = learning_rate(settings, epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            wrapped.train()
+            totals: dict[str, Tensor] = {}
+            for _ in range(steps):
+                seed_step(settings.seed, position.step, backend.rank)
+                asked = time.monotonic()
+                batch = next(batches).to(backend.device)
+                waited += time.monotonic() - asked
+                parts = train_step(
+                    wrapped, criterion, optimizer, batch, settings.clip_norm, settings.precision
+                )
+                for name, value in parts.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                position = Position(position.step + 1)
+            losses = _mean_losses(totals, steps, backend)
+            if not math.isfinite(losses["loss/total"]):
+                raise FloatingPointError(
+                    f"the loss is {losses['loss/total']} in epoch {epoch + 1}; lower "
+                    f"train.learning_rate, or look for extreme values in the features"
+                )
+            seconds = time.monotonic() - started
+            if (epoch + 1) % settings.evaluate_every and epoch + 1 < settings.epochs:
+                continue
+            scores = {
+                name: evaluate(model, split, config, backend) for name, split in validation.items()
+            }
+            score = selection_score(scores, settings.select_by)
+            record = {
+                "epoch": epoch + 1,
+                "step": position.step,
+                "seconds": round(seconds, 3),
+                "data_seconds": round(waited, 3),
+                "learning_rate": rate,
+                "train": losses,
+                "validation": scores,
+                "score": score,
+                "samples_per_second": round(len(dataset) / seconds, 1),
+            }
+            if log is not None:
+                log.append(record)
+            at = position
+            backend.report(record, lambda path, at=at: save_checkpoint(path, model, optimizer, at))
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """The batches of a run from a step on, epoch after epoch; they can be iterated again."""
+
+    dataset: Dataset
+    config: Config
+    step: int
+
+    @property
+    def steps_of_an_epoch(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self.dataset) / self.config.train.batch_size)
+
+    def __iter__(self) -> Iterator[GlobalBatch]:
+        settings, steps = self.config.train, self.steps_of_an_epoch
+        for epoch in range(self.step // steps, settings.epochs):
+            batches = epoch_batches(
+                self.dataset.num_clips,
+                self.dataset.video,
+                self.dataset.same_text,
+                batch_size=settings.batch_size,
+                bucket_batches=settings.bucket_batches,
+                seed=settings.seed,
+                epoch=epoch,
+                next_row=self.config.data.compat == "reference",
             )
-            for name, value in parts.items():
-                totals[name] = totals.get(name, 0.0) + value
-            position = Position(position.step + 1)
-        losses = _mean_losses(totals, steps, backend)
-        if not math.isfinite(losses["loss/total"]):
-            raise FloatingPointError(
-                f"the loss is {losses['loss/total']} in epoch {epoch + 1}; lower "
-                f"train.learning_rate, or look for extreme values in the features"
-            )
-        seconds = time.monotonic() - started
-        if (epoch + 1) % settings.evaluate_every and epoch + 1 < settings.epochs:
-            continue
-        scores = {
-            name: evaluate(model, split, config, backend) for name, split in validation.items()
-        }
-        score = selection_score(scores, settings.select_by)
-        record = {
-            "epoch": epoch + 1,
-            "step": position.step,
-            "seconds": round(seconds, 3),
-            "learning_rate": rate,
-            "train": losses,
-            "validation": scores,
-            "score": score,
-            "samples_per_second": round(len(dataset) / seconds, 1),
-        }
-        if log is not None:
-            log.append(record)
-        at = position
-        backend.report(record, lambda path, at=at: save_checkpoint(path, model, optimizer, at))
+            yield from batches[max(0, self.step - epoch * steps) :]
 
 
 def train_step(

@@ -9,6 +9,7 @@ from torch import nn
 
 from shine.config import EvaluateConfig
 from shine.data.dataset import Dataset, collate_inputs
+from shine.data.feeding import ahead
 from shine.postprocess import finish
 from shine.spans import to_moments
 
@@ -43,8 +44,10 @@ def predict(
     order = np.lexsort((dataset.video[rows], dataset.num_clips[rows]))
     longest = int(dataset.num_clips[rows].max(initial=1))
     moments, scores, curves = [], [], []
-    for part in np.split(rows[order], range(size, len(rows), size)):
-        inputs = collate_inputs(dataset, part, dataset.text[part]).to(device)
+    parts = np.split(rows[order], range(size, len(rows), size))
+    read = (collate_inputs(dataset, part, dataset.text[part]).bound_for(device) for part in parts)
+    for waiting in ahead(read):
+        inputs = waiting.to(device)
         outputs = model(inputs)
         score = outputs.logits[-1].softmax(dim=-1)[..., 0]
         spans = to_moments(outputs.spans[-1])

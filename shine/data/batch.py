@@ -24,6 +24,12 @@ class _Movable:
         """The same content on `device`; copies from pinned memory do not wait."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def bound_for(self: _Moved, device: torch.device) -> _Moved:
+        """The same content where its way to `device` does not make a process wait."""
+        if device.type != "cuda":
+            return self
+        return self._each(lambda t: t.pin_memory() if t.device.type == "cpu" else t)
+
     def float(self: _Moved) -> _Moved:
         """The same content with its real numbers in float32."""
         return self._each(lambda t: t.float() if t.is_floating_point() else t)

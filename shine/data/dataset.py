@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from shine.data.annotations import LABEL_SECONDS, Annotation, clamp_moments, normalized
 from shine.data.batch import Batch, Inputs, Targets
 from shine.data.sampler import GlobalBatch
-from shine.data.store import FeatureStore, part_widths
+from shine.data.store import FeatureStore, padded
 from shine.data.strides import (
     begins_in_reach,
     clip_strides,
@@ -179,35 +180,66 @@ class Dataset:
         return self.label_seconds
 
 
+def wanted_clips(
+    dataset: Dataset, rows: Int[np.ndarray, " row"]
+) -> tuple[list[str], Int[np.ndarray, " video"], Int[np.ndarray, " row"]]:
+    """The distinct videos of `rows`, how many clips of each are kept, and the video of each row."""
+    _, first, video = np.unique(dataset.video[rows], return_index=True, return_inverse=True)
+    vids = [dataset.annotations[row].vid for row in rows[first].tolist()]
+    return vids, dataset.num_clips[rows[first]], video.astype(np.int64)
+
+
 def collate_inputs(
     dataset: Dataset,
     rows: Int[np.ndarray, " row"],
     numbers: Int[np.ndarray, "row text"],
+    stored: Sequence[np.ndarray] | None = None,
 ) -> Inputs:
-    """The model's view of `rows`, each distinct video once, `numbers` naming the texts."""
-    _, first, video = np.unique(dataset.video[rows], return_index=True, return_inverse=True)
-    vids = [dataset.annotations[row].vid for row in rows[first].tolist()]
+    """The model's view of `rows`, each distinct video once.
+
+    Args:
+        dataset: of the rows.
+        rows: to be seen.
+        numbers: of their texts.
+        stored: the clips of their videos (`wanted_clips`) as the store holds them, where they were
+            read before.
+    """
+    vids, lengths, video = wanted_clips(dataset, rows)
     tokens, token_mask = dataset.texts.gather(numbers.T)
-    clips, clip_mask = gather_clips(dataset.store, vids, dataset.num_clips[rows[first]])
+    clips, clip_mask = gather_clips(dataset.store, vids, lengths, stored)
     return Inputs(
-        clips=torch.from_numpy(clips),
-        clip_mask=torch.from_numpy(clip_mask),
-        video=torch.from_numpy(video.astype(np.int64)),
+        clips=clips,
+        clip_mask=clip_mask,
+        video=torch.from_numpy(video),
         tokens=torch.from_numpy(tokens),
         token_mask=torch.from_numpy(token_mask),
     )
 
 
-def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int) -> Batch:
+def collate(
+    dataset: Dataset,
+    batch: GlobalBatch,
+    *,
+    rank: int,
+    world_size: int,
+    stored: Sequence[np.ndarray] | None = None,
+) -> Batch:
     """The share of worker `rank` of a training batch; it may hold no row at all.
 
     The rows are dealt like cards. Counts are taken over the whole batch, which every worker knows,
     so no worker needs to ask another.
+
+    Args:
+        dataset: of the rows.
+        batch: of the whole run.
+        rank: of the worker.
+        world_size: number of workers.
+        stored: see `collate_inputs`.
     """
     mine = slice(rank, None, world_size)
-    rows = batch.rows[mine]
+    rows = dealt(batch, rank, world_size)
     numbers, valid = _batch_texts(dataset, batch)
-    inputs = collate_inputs(dataset, rows, numbers[mine])
+    inputs = collate_inputs(dataset, rows, numbers[mine], stored)
     real = inputs.clip_mask[inputs.video].numpy()
     inside = dataset.inside[rows, : real.shape[1]]
     chosen = _chosen_moments(dataset.in_reach[rows], dataset.max_moments, batch.draws[mine, 0])
@@ -215,7 +247,7 @@ def collate(dataset: Dataset, batch: GlobalBatch, *, rank: int, world_size: int)
     num_moments = dataset.in_reach[batch.rows].sum(axis=1).clip(max=dataset.max_moments)
     counts = valid.astype(np.float64)
 
-    def count(value: Any) -> torch.Tensor:
+    def count(value: Any) -> Tensor:
         return torch.tensor(value, dtype=torch.float32) / world_size
 
     targets = Targets(
@@ -254,27 +286,22 @@ def _batch_texts(
     )
 
 
+def dealt(batch: GlobalBatch, rank: int, world_size: int) -> Int[np.ndarray, " row"]:
+    """The rows of a batch that worker `rank` has."""
+    return batch.rows[rank::world_size]
+
+
 def gather_clips(
-    store: FeatureStore, vids: Sequence[str], lengths: Int[np.ndarray, " video"]
-) -> tuple[Float[np.ndarray, "video clip feature"], Bool[np.ndarray, "video clip"]]:
+    store: FeatureStore,
+    vids: Sequence[str],
+    lengths: Int[np.ndarray, " video"],
+    stored: Sequence[np.ndarray] | None = None,
+) -> tuple[Float[Tensor, "video clip feature"], Bool[Tensor, "video clip"]]:
     """The first `lengths` clips of videos, temporal end points after each part, and their mask."""
-    longest = int(lengths.max(initial=1))
-    mask = np.arange(longest) < lengths[:, None]
-    count = lengths[:, None].astype(np.float32)
-    start = np.arange(longest, dtype=np.float32) / count
-    times = np.stack([start, start + 1 / count], axis=-1) * mask[..., None]
-    widths = part_widths(store.width, store.manifest)
-    clips = np.zeros((len(vids), longest, store.width + 2 * len(widths)), np.float32)
-    for index, (vid, length) in enumerate(zip(vids, lengths.tolist(), strict=True)):
-        stored = store.clips(vid)[:length]  # a view of the mapped file
-        taken = 0
-        for number, width in enumerate(widths):
-            column = taken + 2 * number
-            clips[index, :length, column : column + width] = stored[:, taken : taken + width]
-            taken += width
-    for number, end in enumerate(np.cumsum(widths).tolist()):
-        clips[..., end + 2 * number : end + 2 * number + 2] = times
-    return clips, mask
+    mask = torch.from_numpy(np.arange(lengths.max(initial=1)) < lengths[:, None])
+    if stored is None:
+        return store.gather(vids, lengths), mask
+    return torch.from_numpy(padded(stored, lengths, store.parts)), mask
 
 
 def _levels(query: str, row: HardNegatives | None, num_levels: int) -> list[str]:

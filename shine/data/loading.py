@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
-from shine.data.store import FeatureStore
+from shine.data.local_copy import default_cache
+from shine.data.resident import ResidentStore
+from shine.data.sources import located
+from shine.data.store import FeatureStore, RangeStore
 from shine.data.text import TextTable, open_texts
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
@@ -24,13 +28,34 @@ class Source:
     texts: TextTable
 
     @classmethod
-    def open(cls, config: Config) -> "Source":
+    def open(cls, config: Config, device: torch.device | None = None) -> "Source":
         """The features and the text encoder of `config`.
 
+        Args:
+            config: of a run.
+            device: that resident features are held on; None: they are mapped instead.
+
         Raises:
-            InputError: the store or a word table is missing or not as configured.
+            InputError: the store or a word table is missing or not as configured, or there is no
+                room for a copy of the store.
         """
-        store = FeatureStore.open(config.path(config.features.store))
+        features = located(config)
+        if features.feed == "streamed":
+            return cls.listed(config)
+        store = FeatureStore.open(features.store, cache_folder(config))
+        _check_store(store, config.features)
+        if features.feed == "resident" and device is not None:
+            store = ResidentStore.load(store, device)
+        return cls(config, store, open_texts(config))
+
+    @classmethod
+    def listed(cls, config: Config) -> "Source":
+        """The same with a store of which no copy is made: a video is read where it lies.
+
+        Raises:
+            InputError: see `open`.
+        """
+        store = RangeStore.open(located(config).store)
         _check_store(store, config.features)
         return cls(config, store, open_texts(config))
 
@@ -97,6 +122,12 @@ class Source:
                 f"them with `shine negatives generate --config ...`"
             )
         return negatives
+
+
+def cache_folder(config: Config) -> Path:
+    """The folder of this machine for copies of what lies elsewhere."""
+    cache = config.features.cache
+    return default_cache() if cache is None else config.path(cache)
 
 
 def _check_store(store: FeatureStore, features: FeaturesConfig) -> None:

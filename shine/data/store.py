@@ -71,7 +71,7 @@ class FeatureStore:
         for file in index.files:
             if not is_whole(folder / file.name, file):
                 raise InputError(
-                    f"{folder / file.name} is not the file of {file.bytes} bytes that was packed; "
+                    f"{folder / file.name}: not a whole shard, expected {file.bytes} bytes; "
                     f"pack the features again"
                 )
         shards = {file.name: map_matrix(folder / file.name) for file in index.files}
