@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipelines.commands import checkpoint, data, features, negatives, runs, world
+from pipelines.commands import checkpoint, data, features, negatives, runs, text, world
 from shine.errors import InputError, Stopped
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ for command in (runs.quickstart, runs.train, runs.evaluate, runs.ablate, runs.pr
 for name, group in {
     "data": data,
     "features": features,
+    "text": text,
     "negatives": negatives,
     "world": world,
     "checkpoint": checkpoint,

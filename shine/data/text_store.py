@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from typing import Any, Final
 
@@ -193,6 +193,10 @@ class TextWriter:
             for text, source in sources.items()
             if text not in self._rows or self._rows[text]["source"] != source
         ]
+
+    def lengths(self, texts: Iterable[str]) -> list[int]:
+        """Tokens of each of `texts`, after `finish`."""
+        return [self._rows[text]["num_tokens"] for text in texts]
 
     def add(
         self,
