@@ -70,7 +70,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
                 on_progress(done, len(vids))
                 yield packed
 
-    return pack_store(located(config), vids, simulated, run=run)
+    return pack_store(config, vids, simulated, run=run)
 
 
 def annotated_videos(config: Config) -> list[str]:

@@ -7,7 +7,6 @@ import numpy as np
 from shine.config import Config, load_config
 from shine.data.annotations import write_jsonl
 from shine.data.packing import pack_store
-from shine.data.sources import located
 
 WORDS = ("door", "box", "cup", "book", "bag", "lamp", "towel", "phone")
 WIDTH = 8
@@ -46,7 +45,7 @@ def tiny_data(root: Path, *, videos: int = 12, queries: int = 2, seed: int = 0) 
         np.save(root / "features" / f"v{number}.npy", clips)
     for split, records in splits.items():
         write_jsonl(root / f"{split}.jsonl", records)
-    pack_store(located(tiny_config(root)), [f"v{number}" for number in range(videos)])
+    pack_store(tiny_config(root), [f"v{number}" for number in range(videos)])
     return root
 
 

@@ -1,12 +1,15 @@
 """From raw features to a packed store (`shine.data.store`).
 
 The videos are packed in units that are planned before anything is read, so a store is the same
-whoever packs it. The manifest is written last; until then a reader sees the store that was there.
+whoever packs it. Beside the shards of a unit lies a record of what it was made from; packing that
+was stopped goes on with the units whose records still hold. The manifest is written last: until
+then a reader sees the store that was there.
 """
 
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -15,18 +18,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shine.config import FeaturesConfig
-from shine.data.arrays import unit_rows
+from shine.config import Config, FeaturesConfig, SourceConfig
+from shine.data.arrays import MAX_BYTES, unit_rows
+from shine.data.pooling import num_pooled, pool_clips
 from shine.data.shards import ShardFile, write_matrices
-from shine.data.sources import Source, VideoRefused, open_source
+from shine.data.sources import Source, VideoRefused, located, open_source
 from shine.data.store import FORMAT, MANIFEST
 from shine.errors import InputError
-from shine.storage import Storage
+from shine.storage import Storage, is_url
 
 # Sources whose clips are joined may differ in their number by so many clips, or by this share.
 _SPARE_CLIPS, _SPARE_SHARE = 2, 0.1
 VIDEOS_PER_UNIT: Final = 128
 SHARD_BYTES: Final = 128 * 2**20  # of clips, unless one video has more
+_RECORDS: Final = "building"  # how names of records begin
+# What packing writes beside the manifest, also that of earlier formats.
+_OURS: Final = re.compile(rf"(shard-[\w.-]+\.arrow|videos(-\w+)?\.parquet|{_RECORDS}-[\w-]+\.json)")
+_CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +108,35 @@ class Packer:
         self._sources = [open_source(part) for part in config.parts]
 
     def pack(self, unit: Unit) -> Packed:
-        """What became of the videos of `unit`, whose shards are written.
+        """What became of the videos of `unit`, whose shards are written, now or before.
 
         A video that cannot be used is left out with its reason.
 
         Raises:
             InputError: a storage failed.
         """
+        record = self._record(unit)
+        if self._storage.exists(record):
+            known = Packed.from_json(self._storage.read(record))
+            if all(is_whole(self._storage, shard.file) for shard in known.shards):
+                return known
+        packed = self._pack(unit)
+        self._storage.write(record, packed.to_json().encode())
+        return packed
+
+    def _record(self, unit: Unit) -> str:
+        """The name of the record of `unit`, another one where anything that decides it is."""
+        settings = self._config.model_dump(mode="json")
+        decides = [
+            FORMAT,
+            [settings[name] for name in ("sources", "audio", "clip_seconds", "normalize", "dtype")],
+            self._widths,
+            [(vid, [source.version(vid) for source in self._sources]) for vid in unit.vids],
+        ]
+        digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        return f"{_RECORDS}-{unit.index:05d}-{digest[:32]}.json"
+
+    def _pack(self, unit: Unit) -> Packed:
         refused: list[Refusal] = []
         shards: list[Shard] = []
         vids: list[str] = []
@@ -187,7 +217,7 @@ def stored_clips(
 ) -> np.ndarray:
     """The clips of one video as a store holds them: those of all sources, side by side.
 
-    There are as many as the shortest part has.
+    Each part is brought to the clips of the store. There are as many as the shortest part has.
 
     Args:
         parts: float32 [clip, feature], one for each of `config.parts`.
@@ -197,12 +227,16 @@ def stored_clips(
     Raises:
         InputError: the numbers of clips do not belong together, or values do not fit.
     """
+    parts = [
+        _pooled(part, source, config.clip_seconds, where)
+        for part, source in zip(parts, config.parts, strict=True)
+    ]
     lengths = [len(part) for part in parts]
     if max(lengths) - min(lengths) > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
         found = ", ".join(f"{n} in {s.path}" for n, s in zip(lengths, config.parts, strict=True))
         raise InputError(
             f"{where}: the numbers of clips differ too much to be of one stride ({found}); extract "
-            f"all with clips of {config.clip_seconds:g} s"
+            f"all with clips of {config.clip_seconds:g} s, or set clip_seconds of the source"
         )
     if config.normalize:
         parts = [unit_rows(part) for part in parts]
@@ -215,6 +249,34 @@ def stored_clips(
     return clips.astype(config.dtype)
 
 
+def _pooled(clips: np.ndarray, source: SourceConfig, clip_seconds: float, where: str) -> np.ndarray:
+    """The clips of one source at the length of those of the store."""
+    if source.clip_seconds is None or source.clip_seconds == clip_seconds:
+        return clips
+    count = num_pooled(len(clips), source.clip_seconds, clip_seconds)
+    if count * clips.shape[1] * 4 > MAX_BYTES:
+        raise InputError(
+            f"{where}: {count} clips of {clip_seconds:g} s take more than {MAX_BYTES >> 20} MiB; "
+            f"correct features.clip_seconds or clip_seconds of {source.path}"
+        )
+    return pool_clips(clips, source.clip_seconds, clip_seconds, source.pool)
+
+
+def is_whole(storage: Storage, file: ShardFile) -> bool:
+    """Whether `storage` holds `file` as it was written.
+
+    Raises:
+        InputError: the storage failed.
+    """
+    if not storage.exists(file.name) or storage.size(file.name) != file.bytes:
+        return False
+    digest = hashlib.sha256()
+    with storage.open(file.name) as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == file.sha256
+
+
 def pack_units(
     config: FeaturesConfig, widths: Sequence[int], units: Sequence[Unit]
 ) -> Iterator[Packed]:
@@ -224,7 +286,7 @@ def pack_units(
 
 
 def pack_store(
-    config: FeaturesConfig,
+    config: Config,
     vids: Iterable[str],
     simulated: str | None = None,
     *,
@@ -232,8 +294,10 @@ def pack_store(
 ) -> dict[str, Any]:
     """The features of `vids` stand in the store of `config`.
 
+    Files of an earlier store at its place are removed at the end.
+
     Args:
-        config: of the store, with absolute places.
+        config: its data.root and its section of features.
         vids: the videos, in any order.
         simulated: what is simulated about them, if anything is.
         run: packs the units.
@@ -245,18 +309,23 @@ def pack_store(
         InputError: no video could be packed, or a storage failed; what stood in the store stands.
     """
     names = sorted(set(vids))
-    widths = source_widths(config, names)
+    settings = located(config)
+    widths = source_widths(settings, names)
     units = [
         Unit(index, tuple(names[start : start + VIDEOS_PER_UNIT]))
         for index, start in enumerate(range(0, len(names), VIDEOS_PER_UNIT))
     ]
-    packed = list(run(config, widths, units))
+    packed = list(run(settings, widths, units))
     refused = [refusal for part in packed for refusal in part.refused]
     shards = [shard for part in packed for shard in part.shards]
     if not shards:
         raise InputError(f"no video could be packed; the first reason: {refused[0].reason}")
-    storage = open_store(config.store)
-    manifest = _write_manifest(storage, shards, config, widths, simulated)
+    storage = open_store(settings.store)
+    manifest = _write_manifest(storage, shards, config.features, widths, simulated)
+    kept = {manifest["videos"]["name"], *(shard["name"] for shard in manifest["shards"])}
+    for name in storage.names():
+        if _OURS.fullmatch(name) and name not in kept:
+            storage.remove(name)
     return {**manifest, "refused": [asdict(refusal) for refusal in refused]}
 
 
@@ -292,12 +361,18 @@ def _write_manifest(
         "num_videos": len(rows),
         "num_clips": sum(row["num_clips"] for row in rows),
         "simulated": simulated,
-        "sources": [part.model_dump(mode="json") for part in config.parts],
+        "sources": [_described(part) for part in config.parts],
         "videos": asdict(videos),
         "shards": [asdict(shard.file) for shard in shards],
     }
     storage.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
     return manifest
+
+
+def _described(source: SourceConfig) -> Any:
+    """A source as it was configured; a URL without its parameters, which may be a signature."""
+    path = source.path.split("?")[0] if is_url(source.path) else source.path
+    return source.model_copy(update={"path": path}).model_dump(mode="json")
 
 
 def _named_file(stem: str, ending: str, content: bytes) -> ShardFile:
