@@ -5,10 +5,20 @@ import os
 from shine.errors import InputError
 
 
-def check_workers(num_workers: int, *, gpu: bool) -> None:
+def training_cpus(num_workers: int, *, streamed: bool) -> int:
+    """CPUs of a training: one per worker, and one more for its reader of streamed features."""
+    return num_workers * (2 if streamed else 1)
+
+
+def check_workers(num_workers: int, *, gpu: bool, streamed: bool = False) -> None:
     """Training workers of one CPU (and one GPU) each can be placed on the local cluster.
 
     One that `RAY_ADDRESS` names may grow when work waits, so nothing is refused there.
+
+    Args:
+        num_workers: of the training.
+        gpu: whether each has one.
+        streamed: whether each has a reader, with a CPU, beside it.
 
     Raises:
         InputError: they cannot; the sentence has the arithmetic.
@@ -18,13 +28,17 @@ def check_workers(num_workers: int, *, gpu: bool) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     total = ray.cluster_resources()
-    for kind, wanted in (("CPU", num_workers), ("GPU", num_workers if gpu else 0)):
+    cpus = training_cpus(num_workers, streamed=streamed)
+    for kind, wanted in (("CPU", cpus), ("GPU", num_workers if gpu else 0)):
         has = int(total.get(kind, 0))
         if wanted > has:
+            each = wanted // num_workers
             raise InputError(
-                f"train.num_workers={num_workers} needs {wanted} {kind}s, one per worker; the "
-                f"cluster has {has}; set train.num_workers={has}"
+                f"train.num_workers={num_workers} needs {wanted} {kind}s, "
+                f"{'one per worker' if each == 1 else 'two per worker, one of them to stream'}; "
+                f"the cluster has {has}; set train.num_workers={has // each}"
                 + (" or train.gpu=false" if kind == "GPU" else "")
+                + (" or features.feed=mapped" if each > 1 else "")
             )
 
 

@@ -1,5 +1,6 @@
 """Ray Train around `shine.engine`: the same run on any number of workers."""
 
+import hashlib
 import json
 import logging
 import platform
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from cluster.connection import connect
-from cluster.size import check_workers
+from cluster.size import check_workers, training_cpus
+from pipelines.feeding import StreamedFeed
 from shine.config import Config
-from shine.data.loading import Source
-from shine.data.store import MANIFEST
+from shine.data.feeding import collated_ahead
+from shine.data.loading import Source, check_files
+from shine.data.sources import located
+from shine.data.store import MANIFEST, open_storage
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 from shine.files import sha256, write_whole
@@ -81,7 +85,9 @@ class RayBackend:
 
 def train_loop(settings: dict[str, Any]) -> None:
     """What Ray Train runs on every worker."""
-    train(Config.model_validate(settings["config"]), Path(settings["folder"]), RayBackend())
+    config = Config.model_validate(settings["config"])
+    feed = StreamedFeed(located(config).store) if _streams(config) else collated_ahead
+    train(config, Path(settings["folder"]), RayBackend(), feed)
 
 
 def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record: None) -> dict:
@@ -108,7 +114,7 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
     run = _begin(config, folder, checksums)
     if run.get("status") == "finished":
         return run
-    source = Source.open(config)
+    source = Source.listed(config)  # a copy is for the workers to make
     dataset, validation = source.training(), source.validation()
     if dataset.num_clamped:
         logger.info(
@@ -123,7 +129,7 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
             dataset.num_derived,
         )
     if not run:  # `run.json` comes last: a folder without it is not a run yet
-        source.store.verify()
+        check_files(config)
         write_whole(folder / CONFIG_FILE, config.to_yaml())
         environment = _environment(config, checksums, source.store.simulated)
         _write_json(folder / ENVIRONMENT_FILE, environment)
@@ -132,7 +138,9 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
         if config.train.num_workers == 0:
             kept = _train_here(config, folder)
         else:
-            with connect(min_cpus=config.train.num_workers):
+            with connect(
+                min_cpus=training_cpus(config.train.num_workers, streamed=_streams(config))
+            ):
                 kept = _train_on_ray(config, folder)
     best = max(kept, key=lambda entry: entry["score"]) if validation else kept[-1]
     run = {
@@ -149,6 +157,10 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
     return run
 
 
+def _streams(config: Config) -> bool:
+    return config.features.feed == "streamed"
+
+
 def _train_here(config: Config, folder: Path) -> list[dict[str, Any]]:
     backend = LocalBackend(folder, local_device(config.train))
     train(config, folder, backend)
@@ -161,7 +173,7 @@ def _train_on_ray(config: Config, folder: Path) -> list[dict[str, Any]]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = config.train
-    check_workers(settings.num_workers, gpu=settings.gpu)
+    check_workers(settings.num_workers, gpu=settings.gpu, streamed=_streams(config))
     score = "score" if config.data.validation else None
     trainer = TorchTrainer(
         train_loop,
@@ -237,8 +249,13 @@ def _checksums(config: Config) -> dict[str, str]:
     data = config.data
     names = [data.train, *data.validation.values(), *data.tests.values()]
     names += [data.negatives if config.loss.num_hard_negatives else None]
-    names += [config.text.word_vectors, f"{config.features.store}/{MANIFEST}"]
-    return {name: sha256(path) for name in names if name and (path := config.path(name)).is_file()}
+    names += [config.text.word_vectors]
+    found = {name: sha256(path) for name in names if name and (path := config.path(name)).is_file()}
+    store = open_storage(located(config).store)
+    if store.exists(MANIFEST):
+        digest = hashlib.sha256(store.read(MANIFEST)).hexdigest()
+        found[f"{config.features.store}/{MANIFEST}"] = digest
+    return found
 
 
 def _environment(

@@ -13,10 +13,11 @@ from shine.data.dataset import Dataset
 from shine.data.local_copy import default_cache
 from shine.data.resident import ResidentStore
 from shine.data.sources import located
-from shine.data.store import FeatureStore, RangeStore
+from shine.data.store import FeatureStore, RangeStore, verify_once
 from shine.data.text import TextTable, open_texts
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
+from shine.storage import is_url
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,19 @@ class Source:
                 f"them with `shine negatives generate --config ...`"
             )
         return negatives
+
+
+def check_files(config: Config) -> None:
+    """The features of a store on this machine are those that were packed; read in full but once.
+
+    Of one elsewhere, a copy is checked while it is made. A streamed store is not read in full.
+
+    Raises:
+        InputError: a file was changed after packing.
+    """
+    features = located(config)
+    if features.feed != "streamed" and not is_url(features.store):
+        verify_once(FeatureStore.open(features.store), cache_folder(config))
 
 
 def cache_folder(config: Config) -> Path:

@@ -5,6 +5,7 @@ end to end), `videos-*.parquet` (where each video lies) and `manifest.json`, wri
 without it was never finished and is not read.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -177,6 +178,12 @@ class RangeStore(FeatureStore):
             )
         return RangeStore(storage.shown, index.manifest, index.places, {}, storage)
 
+    @classmethod
+    def of(cls, place: str | Path, manifest: dict[str, Any]) -> "RangeStore":
+        """The store with a known manifest, to be read by places alone."""
+        storage = open_storage(place)
+        return RangeStore(storage.shown, manifest, {}, {}, storage)
+
     def read(self, vids: Sequence[str], lengths: Sequence[int]) -> list[np.ndarray]:
         """See `FeatureStore`; all ranges are asked for at once."""
         places = [self.place(vid)[:2] for vid in vids]
@@ -216,6 +223,25 @@ class RangeStore(FeatureStore):
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
+
+
+def verify_once(store: FeatureStore, cache: Path) -> None:
+    """As `FeatureStore.verify`; files that passed before and were not changed since pass at once.
+
+    Args:
+        store: with its shards on this machine.
+        cache: a folder that remembers.
+    """
+    stats = [Path(store.folder, shard["name"]).stat() for shard in store.manifest["shards"]]
+    seen = [str(Path(store.folder).resolve()), store.manifest]
+    seen += [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+    marker = cache / "verified" / hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    if marker.exists():
+        return
+    store.verify()
+    with contextlib.suppress(OSError):  # without a cache, it is checked again
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 def padded(
