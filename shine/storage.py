@@ -16,6 +16,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shine.errors import InputError
 
 _TRIES: Final = 5  # at a write to a remote storage
+_TOGETHER: Final = 256  # small files asked for, or removed, at once
+
+
+class AbsentError(InputError):
+    """There is no such file."""
 
 
 def is_url(name: str) -> bool:
@@ -49,17 +54,23 @@ class Storage:
         """Where a file, or the folder, lies on this machine; None elsewhere."""
         return Path(self._root) / name if self.is_local else None
 
-    def names(self, folder: str = "") -> list[str]:
-        """The files in a folder, sorted, relative to it; none where there is no folder."""
+    def names(self, folder: str = "", prefix: str = "") -> list[str]:
+        """The files in a folder, sorted, relative to it; none where there is no folder.
+
+        Args:
+            folder: relative to the storage.
+            prefix: how the names begin; a remote storage lists no others.
+        """
+        place = self._at(folder)
         with self._telling("list", folder):
             self._fs.invalidate_cache()
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                entries = self._fs.ls(self._at(folder), detail=True)
-                return sorted(
-                    PurePosixPath(entry["name"]).name
-                    for entry in entries
-                    if entry["type"] == "file"
-                )
+                if prefix and not self.is_local:
+                    found = self._fs.find(place, maxdepth=1, prefix=prefix, detail=True).values()
+                else:
+                    found = self._fs.ls(place, detail=True)
+                names = [PurePosixPath(e["name"]).name for e in found if e["type"] == "file"]
+                return sorted(name for name in names if name.startswith(prefix))
         return []
 
     def exists(self, name: str) -> bool:
@@ -76,6 +87,17 @@ class Storage:
         """The content of a file."""
         with self._telling("read", name):
             return self._fs.cat_file(self._at(name))
+
+    def read_each(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Small files with their contents, in order; a remote storage is asked for many at once."""
+        for start in range(0, len(names), _TOGETHER):
+            places = {name: self._at(name) for name in names[start : start + _TOGETHER]}
+            with self._telling("read", names[start]):
+                if self._fs.async_impl:
+                    found = self._fs.cat([*places.values()])
+                else:
+                    found = {place: self._fs.cat_file(place) for place in places.values()}
+            yield from ((name, found[place]) for name, place in places.items())
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """The bytes of files from a place up to another one, in order, all asked for at once."""
@@ -121,10 +143,17 @@ class Storage:
                     self._sleep(0.5 * 2**attempt)
         return None
 
-    def remove(self, name: str) -> None:
-        """There is no such file."""
-        with self._telling("remove", name), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._at(name))
+    def remove(self, *names: str) -> None:
+        """There are no such files."""
+        step = _TOGETHER if self._fs.async_impl else 1
+        for start in range(0, len(names), step):
+            places = [self._at(name) for name in names[start : start + step]]
+            # Another process may have removed them.
+            with self._telling("remove", names[start]), contextlib.suppress(FileNotFoundError):
+                if len(places) == 1:
+                    self._fs.rm_file(places[0])
+                else:
+                    self._fs.rm(places)
 
     def _write(self, place: str, content: bytes | Path) -> None:
         self._fs.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
@@ -156,7 +185,8 @@ class Storage:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
             place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
-            raise InputError(f"cannot {verb} {place}: {reason}; {self._advice}") from None
+            kind = AbsentError if isinstance(error, FileNotFoundError) else InputError
+            raise kind(f"cannot {verb} {place}: {reason}; {self._advice}") from None
 
 
 def _sync(name: str) -> None:

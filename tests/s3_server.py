@@ -1,5 +1,6 @@
 """An S3 server on loopback for tests."""
 
+import logging
 import os
 import uuid
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ def serving_s3():
     import fsspec
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -8,35 +8,31 @@ killed at any time loses nothing, and several jobs may use one store at a time.
 
 import asyncio
 import bisect
-import contextlib
 import functools
 import hashlib
 import json
 import logging
-import os
 import re
 import tempfile
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.implementations.memory import MemoryFileSystem
 from jaxtyping import Bool, Int
 
-from shine.errors import InputError
 from shine.files import sha256
 from shine.llm.request import Answer
+from shine.storage import AbsentError, Storage
 
 logger = logging.getLogger(__name__)
 
+ADVICE: Final = "set negatives.llm.store to a place that can be read and written"
+_Found = TypeVar("_Found")
 SCHEMA: Final = pa.schema(
     [
         ("key", pa.binary(32)),
@@ -48,13 +44,12 @@ SCHEMA: Final = pa.schema(
         ("model", pa.large_string()),
     ]
 )
+_SEGMENTS: Final = "segments"  # the folder of them
 _SEGMENT: Final = re.compile(r"([A-Za-z0-9_]+)-([0-9a-f]{64})\.jsonl")
 _PARQUET: Final = re.compile(r"answers-([0-9a-f]{64})\.parquet")
-_TOGETHER: Final = 256  # small files asked for at once
 _RUN_ANSWERS: Final = 100_000  # of segments, sorted in memory at once
 _GROUP_ANSWERS: Final = 20_000  # of a row group, and of a step of the merge
 _LISTINGS: Final = 20  # while another job compacts
-_TRIES: Final = 5  # at a write to a remote storage
 
 
 class Answers:
@@ -110,12 +105,7 @@ class AnswerStore:
     """
 
     def __init__(self, url: str, *, sleep: Callable[[float], None] = time.sleep):
-        self._shown = re.sub(r"//[^/]*@", "//...@", url)
-        self._sleep = sleep
-        with self._telling("open"):
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        self._segments = f"{self._root}/segments"
-        self._is_local = isinstance(self._fs, LocalFileSystem)
+        self._storage = Storage(url, ADVICE, sleep=sleep)
         self._warned: set[str] = set()
 
     def load(self) -> Answers:
@@ -126,8 +116,7 @@ class AnswerStore:
         Raises:
             InputError: the storage fails.
         """
-        with self._telling("read"):
-            return Answers(self._relisting(self._load))
+        return Answers(_relisting(self._load))
 
     def finished(self, batch: str) -> Mapping[str, Answer]:
         """The answers of a batch's segments by key: what an earlier attempt at it has written.
@@ -137,8 +126,7 @@ class AnswerStore:
         Raises:
             InputError: the storage fails.
         """
-        with self._telling("read"):
-            return self._relisting(lambda: self._finished(batch))
+        return _relisting(lambda: self._finished(batch))
 
     def writer(
         self,
@@ -172,8 +160,7 @@ class AnswerStore:
         )
         data = lines.encode()
         name = f"{batch}-{hashlib.sha256(data).hexdigest()}.jsonl"
-        with self._telling("write"):
-            self._put(f"{self._segments}/{name}", data)
+        self._storage.write(f"{_SEGMENTS}/{name}", data)
 
     def compact(self) -> None:
         """All answers are in one Parquet file; torn and foreign files stay.
@@ -183,8 +170,7 @@ class AnswerStore:
         Raises:
             InputError: the storage fails.
         """
-        with self._telling("compact"):
-            self._relisting(self._compact)
+        _relisting(self._compact)
 
     def _compact(self) -> None:
         segments, parquets = self._list()
@@ -209,9 +195,9 @@ class AnswerStore:
             with pq.ParquetWriter(merged, SCHEMA, compression="zstd") as writer:
                 for table in _merged([path for _, path in sorted(runs)]):
                     writer.write_table(table, row_group_size=_GROUP_ANSWERS)
-            name = f"{self._root}/answers-{sha256(merged)}.parquet"
-            self._put(name, merged)
-        self._remove([old for old in done if old != name])
+            name = f"answers-{sha256(merged)}.parquet"
+            self._storage.write(name, merged)
+        self._storage.remove(*(old for old in done if old != name))
 
     def _runs(self, segments: Sequence[str], torn: set[str]) -> Iterator[tuple[str, pa.Table]]:
         """Tables sorted by key, each under the name of its first segment; adds to `torn`."""
@@ -242,7 +228,7 @@ class AnswerStore:
 
     def _finished(self, batch: str) -> dict[str, Answer]:
         found: dict[str, Answer] = {}
-        names = sorted(self._names(self._segments, _SEGMENT, prefix=f"{batch}-"))
+        names = self._names(_SEGMENTS, _SEGMENT, prefix=f"{batch}-")
         for _, segment in self._read_segments(names):
             for answer in map(_answer, segment or ()):
                 known = found.get(answer.key)
@@ -255,48 +241,31 @@ class AnswerStore:
 
         Segments first: what is compacted between the two is then found in a Parquet file.
         """
-        segments = self._names(self._segments, _SEGMENT)
-        return sorted(segments), sorted(self._names(self._root, _PARQUET))
+        segments = self._names(_SEGMENTS, _SEGMENT)
+        return segments, self._names("", _PARQUET)
 
     def _names(self, folder: str, pattern: re.Pattern[str], prefix: str = "") -> list[str]:
-        self._fs.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
-            if prefix and not self._is_local:
-                names = self._fs.find(folder, prefix=prefix)
-            else:
-                names = self._fs.ls(folder, detail=False)
-            bases = [_base(str(name)) for name in names]
-            return [
-                f"{folder}/{base}"
-                for base in bases
-                if pattern.fullmatch(base) and base.startswith(prefix)
-            ]
-        return []
+        """Files of a kind in a folder, sorted."""
+        found = self._storage.names(folder, prefix)
+        place = f"{folder}/" if folder else ""
+        return [f"{place}{name}" for name in found if pattern.fullmatch(name)]
 
     def _read_segments(
         self, names: Sequence[str]
     ) -> Iterator[tuple[str, list[dict[str, Any]] | None]]:
         """The rows of each segment, None for a torn one."""
-        for start in range(0, len(names), _TOGETHER):
-            some = list(names[start : start + _TOGETHER])
-            if self._fs.async_impl:  # at once
-                contents = {_base(name): data for name, data in self._fs.cat(some).items()}
+        for name, data in self._storage.read_each(names):
+            if hashlib.sha256(data).hexdigest() != _checksum(name, _SEGMENT):
+                self._warn(name)
+                yield name, None
             else:
-                contents = {_base(name): self._fs.cat_file(name) for name in some}
-            for name in some:
-                base = _base(name)
-                data = contents[base]
-                if hashlib.sha256(data).hexdigest() != _checksum(base, _SEGMENT):
-                    self._warn(name)
-                    yield name, None
-                else:
-                    lines = data.decode().split("\n")[:-1]
-                    yield name, [_stored(json.loads(line)) for line in lines]
+                lines = data.decode().split("\n")[:-1]
+                yield name, [_stored(json.loads(line)) for line in lines]
 
     def _fetch(self, name: str, path: Path) -> bool:
         """`path` is a copy of `name`; False where that is torn."""
-        self._fs.get_file(name, str(path))
-        if sha256(path) == _checksum(_base(name), _PARQUET):
+        self._storage.fetch(name, path)
+        if sha256(path) == _checksum(name, _PARQUET):
             return True
         self._warn(name)
         return False
@@ -305,8 +274,8 @@ class AnswerStore:
         if not self._warned:
             logger.warning(
                 "%s: %s is torn and left out, as any other such file will be",
-                self._shown,
-                _base(name),
+                self._storage.shown,
+                name,
             )
         self._warned.add(name)
 
@@ -314,76 +283,6 @@ class AnswerStore:
     def torn(self) -> int:
         """Torn files met so far."""
         return len(self._warned)
-
-    def _put(self, name: str, content: bytes | Path) -> None:
-        """`name` holds `content`, or there is no such file."""
-        remote = not isinstance(self._fs, LocalFileSystem | MemoryFileSystem)
-        tries = _TRIES if remote else 1
-        for attempt in range(tries):
-            try:
-                return self._put_once(name, content)
-            except (FileNotFoundError, PermissionError, InputError):
-                raise
-            except Exception:
-                if attempt + 1 == tries:
-                    raise
-                self._sleep(0.5 * 2**attempt)
-        return None
-
-    def _put_once(self, name: str, content: bytes | Path) -> None:
-        self._fs.makedirs(name.rsplit("/", 1)[0], exist_ok=True)
-        place = f"{name}.{uuid.uuid4().hex}.part" if self._is_local else name
-        try:
-            if isinstance(content, bytes):
-                self._fs.pipe_file(place, content)
-            else:
-                self._fs.put_file(str(content), place)
-            if self._is_local:
-                _sync(place)
-                os.replace(place, name)
-                _sync(name.rsplit("/", 1)[0])
-        except Exception:
-            if self._is_local:
-                Path(place).unlink(missing_ok=True)
-            raise
-
-    def _remove(self, names: Sequence[str]) -> None:
-        step = _TOGETHER if self._fs.async_impl else 1
-        for start in range(0, len(names), step):
-            some = list(names[start : start + step])
-            with contextlib.suppress(FileNotFoundError):  # another job has compacted too
-                if len(some) == 1:
-                    self._fs.rm_file(some[0])
-                else:
-                    self._fs.rm(some)
-
-    def _relisting(self, read: Callable[[], Any]) -> Any:
-        """What `read` gives, tried again where a file is gone that was listed."""
-        for _ in range(_LISTINGS - 1):
-            try:
-                return read()
-            except FileNotFoundError:
-                self._fs.invalidate_cache()
-        return read()
-
-    def _telling(self, verb: str) -> contextlib.AbstractContextManager[None]:
-        return telling(verb, f"the answers in {self._shown}")
-
-
-@contextlib.contextmanager
-def telling(verb: str, what: str) -> Iterator[None]:
-    """Any error of a storage, of whatever library, is one sentence without a secret."""
-    try:
-        yield
-    except (InputError, AssertionError):
-        raise
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
-        raise InputError(
-            f"cannot {verb} {what}: {reason}; "
-            f"set negatives.llm.store to a place that can be read and written"
-        ) from None
 
 
 class SegmentWriter:
@@ -455,12 +354,18 @@ class SegmentWriter:
             segment.set_result(None)
 
 
-def _base(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
+def _relisting(read: Callable[[], _Found]) -> _Found:
+    """What `read` gives, tried again where a file is gone that was listed."""
+    for _ in range(_LISTINGS - 1):
+        try:
+            return read()
+        except AbsentError:
+            continue
+    return read()
 
 
-def _checksum(base: str, pattern: re.Pattern[str]) -> str:
-    match = pattern.fullmatch(base)
+def _checksum(name: str, pattern: re.Pattern[str]) -> str:
+    match = pattern.fullmatch(name.rsplit("/", 1)[-1])
     assert match is not None
     return match.groups()[-1]
 
@@ -533,12 +438,3 @@ def _steps(path: Path) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(_GROUP_ANSWERS):
             yield pa.Table.from_batches([batch], SCHEMA)
-
-
-def _sync(name: str) -> None:
-    """A file or folder is on the disk."""
-    handle = os.open(name, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

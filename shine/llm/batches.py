@@ -14,18 +14,16 @@ import hashlib
 import json
 import logging
 import random
-import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import fsspec
 import openai
 from openai.types import Batch
 
 from shine.errors import InputError
-from shine.llm.answers import telling
+from shine.llm.answers import ADVICE
 from shine.llm.client import (
     MALFORMED,
     ChatClient,
@@ -39,6 +37,7 @@ from shine.llm.client import (
     speaks_of_dialect,
 )
 from shine.llm.request import Answer, Request
+from shine.storage import Storage
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -135,39 +134,31 @@ class _Ledger:
     """One JSON file per batch, whole or absent."""
 
     def __init__(self, folder: str) -> None:
-        self._what = f"the plans in {re.sub(r'//[^/]*@', '//...@', folder)}"
-        with telling("open", self._what):
-            self._files, self._folder = fsspec.core.url_to_fs(folder)
-            self._files.makedirs(self._folder, exist_ok=True)
+        self._storage = Storage(folder, ADVICE)
 
     def entries(self) -> list[_Entry]:
         """In order of planning."""
-        with telling("read", self._what):
-            names = filter(_is_entry, self._files.ls(self._folder, detail=False))
-            return sorted((self._read(name) for name in names), key=lambda entry: entry.number)
+        names = filter(_is_entry, self._storage.names())
+        return sorted((self._read(name) for name in names), key=lambda entry: entry.number)
 
     def _read(self, name: str) -> _Entry:
         try:
-            return _Entry(**json.loads(self._files.cat_file(name)))
-        except (ValueError, TypeError):
+            return _Entry(**json.loads(self._storage.read(name)))
+        except (ValueError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{name}: expected a file that records a batch, as this command writes them; "
                 f"move it elsewhere"
             ) from None
 
     def write(self, entry: _Entry) -> None:
-        name = self._name(entry)
-        with telling("write", self._what):
-            self._files.pipe_file(f"{name}.part", json.dumps(dataclasses.asdict(entry)).encode())
-            self._files.mv(f"{name}.part", name)
-
-    def _name(self, entry: _Entry) -> str:
-        return f"{self._folder}/batch-{entry.id}.json"
+        content = json.dumps(dataclasses.asdict(entry)).encode()
+        self._storage.write(f"batch-{entry.id}.json", content)
 
 
 def _is_entry(name: str) -> bool:
-    last = name.rsplit("/", 1)[-1]
-    return last.startswith("batch-") and last.endswith(".json")
+    return name.startswith("batch-") and name.endswith(".json")
 
 
 class _Job:
