@@ -47,7 +47,7 @@ class Source:
         _check_store(store, config.features)
         if features.feed == "resident" and device is not None:
             store = ResidentStore.load(store, device)
-        return cls(config, store, open_texts(config))
+        return cls(config, store, open_texts(config, cache_folder(config)))
 
     @classmethod
     def listed(cls, config: Config) -> "Source":
@@ -58,7 +58,7 @@ class Source:
         """
         store = RangeStore.open(located(config).store)
         _check_store(store, config.features)
-        return cls(config, store, open_texts(config))
+        return cls(config, store, open_texts(config, cache_folder(config)))
 
     def training(self) -> Dataset:
         """The training split, with the hard negatives that the loss asks for.

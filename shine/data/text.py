@@ -55,14 +55,18 @@ class LexicalEncoder:
         return vector
 
 
-def open_texts(config: Config) -> "TextTable":
+def open_texts(config: Config, cache: Path) -> "TextTable":
     """An empty table over the store of `config.text`, or over its encoder where that is `lexical`.
+
+    Args:
+        config: of the run.
+        cache: the folder for a copy of a store elsewhere.
 
     Raises:
         InputError: the store or the word table cannot be read, or is not as configured.
     """
     lexical = config.text.encoder == "lexical"
-    source = build_encoder(config) if lexical else TextStore.open(config)
+    source = build_encoder(config) if lexical else TextStore.open(config, cache)
     return TextTable(source, config.text.max_tokens)
 
 

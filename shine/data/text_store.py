@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from shine.config import Config, TextConfig
-from shine.data.local_copy import default_cache, is_whole, local_copy
+from shine.data.local_copy import is_whole, local_copy
 from shine.data.shards import ShardFile, map_matrix, write_matrices
 from shine.errors import InputError
 from shine.storage import Storage, is_url
@@ -105,8 +105,12 @@ class TextStore:
         )
 
     @classmethod
-    def open(cls, config: Config) -> "TextStore":
-        """The store that `config.text` names, on this machine; one elsewhere is copied once.
+    def open(cls, config: Config, cache: Path) -> "TextStore":
+        """The store that `config.text` names.
+
+        Args:
+            config: of the run.
+            cache: the folder for a copy of a store elsewhere.
 
         Raises:
             InputError: there is none, it is another encoder's, or it is not whole.
@@ -124,7 +128,7 @@ class TextStore:
         folder = storage.local()
         if folder is None:
             key = f"texts-{_digest([storage.shown, manifest['encoder']])[:16]}"
-            folder = local_copy(storage, files, default_cache(), key)
+            folder = local_copy(storage, files, cache, key)
         for file in files:
             if not is_whole(folder / file.name, file):
                 raise InputError(
