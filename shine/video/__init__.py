@@ -1,0 +1,1 @@
+"""From video to the clips of a feature file."""
