@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -225,7 +226,8 @@ class _Container:
     def _opened(self) -> _Opened:
         path = self._storage.local(self._name)
         if path is None:
-            path, self._lock = copy_of_node(self._storage, self._name)
+            path, lock = copy_of_node(self._storage, self._name)
+            weakref.finalize(self, lock.close)
         return self._opener(path, self._storage.shown, self.config.key)
 
 
