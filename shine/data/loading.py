@@ -44,7 +44,7 @@ class Source:
         if features.feed == "streamed":
             return cls.listed(config)
         store = FeatureStore.open(features.store, cache_folder(config))
-        _check_store(store, config.features)
+        check_store(store, config.features)
         if features.feed == "resident" and device is not None:
             store = ResidentStore.load(store, device)
         return cls(config, store, open_texts(config, cache_folder(config)))
@@ -57,7 +57,7 @@ class Source:
             InputError: see `open`.
         """
         store = RangeStore.open(located(config).store)
-        _check_store(store, config.features)
+        check_store(store, config.features)
         return cls(config, store, open_texts(config, cache_folder(config)))
 
     def training(self) -> Dataset:
@@ -144,7 +144,7 @@ def cache_folder(config: Config) -> Path:
     return default_cache() if cache is None else config.path(cache)
 
 
-def _check_store(store: FeatureStore, features: FeaturesConfig) -> None:
+def check_store(store: FeatureStore, features: FeaturesConfig) -> None:
     """The store is as the configuration says.
 
     Raises:
