@@ -81,6 +81,8 @@ class ModelEncoder:
         Raises:
             InputError: a text has no token, or numbers are too large for the stored type.
         """
+        if not texts:
+            return []
         ids = self._tokenizer([*texts], truncation=True, max_length=self._limit)["input_ids"]
         lengths = np.array([len(tokens) for tokens in ids])
         if not lengths.all():
