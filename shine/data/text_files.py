@@ -1,19 +1,24 @@
 """Which texts a configuration needs, and their tokens in files of other programs."""
 
+import io
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from shine.config import Config, TextConfig
 from shine.data.annotations import Annotation, read_annotations
-from shine.data.arrays import read_matrix, unit_rows
+from shine.data.arrays import UNREADABLE, read_matrix, unit_rows
 from shine.data.text_store import Identity
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
+
+_MASK: Final = "attention_mask.npy"
+_HEADER_BYTES: Final = 2**16
 
 
 class TextOrigin(NamedTuple):
@@ -81,6 +86,9 @@ def text_files(config: Config, origins: Mapping[str, TextOrigin]) -> dict[str, P
 def read_tokens(path: Path, config: TextConfig) -> Float[np.ndarray, "token width"]:
     """The tokens of a file as they are stored, without padding.
 
+    Where an npz has an array `attention_mask`, the rows where it is not 0 are the tokens; otherwise
+    rows of zeros at the end are padding.
+
     Raises:
         InputError: the file does not hold [token, width] numbers.
     """
@@ -89,7 +97,10 @@ def read_tokens(path: Path, config: TextConfig) -> Float[np.ndarray, "token widt
         raise InputError(
             f"{path}: expected tokens of {config.width} columns (text.width), got {tokens.shape[1]}"
         )
-    return as_tokens(tokens, config, str(path))
+    mask = _read_mask(path, len(tokens))
+    if mask is None:
+        return as_tokens(tokens, config, str(path))
+    return stored_tokens(tokens[mask], config, str(path))
 
 
 def as_tokens(
@@ -122,6 +133,32 @@ def stored_tokens(
     if not np.isfinite(stored).all():
         raise InputError(f"{where}: numbers too large for {config.dtype}; set text.dtype=float32")
     return stored
+
+
+def _read_mask(path: Path, num_rows: int) -> Bool[np.ndarray, " row"] | None:
+    """Which rows of a file are tokens; None where it does not say so."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _MASK not in archive.namelist():
+                return None
+            with archive.open(_MASK) as member:
+                content = member.read(8 * num_rows + _HEADER_BYTES)  # a longer one is cut: refused
+        mask = np.load(io.BytesIO(content), allow_pickle=False)
+    except UNREADABLE:
+        raise InputError(
+            f"{path}: its attention_mask cannot be read as {num_rows} numbers, one for each row; "
+            f"write the file again"
+        ) from None
+    if mask.size != num_rows or mask.dtype.kind not in "biuf":
+        raise InputError(
+            f"{path}: expected an attention_mask of {num_rows} numbers, one for each row, got "
+            f"{mask.dtype} {mask.shape}; write the file again"
+        )
+    if not mask.any():
+        raise InputError(f"{path}: attention_mask has no token; encode the text again")
+    return mask.reshape(-1) != 0
 
 
 def file_identity(config: TextConfig) -> Identity:
