@@ -187,8 +187,8 @@ def _examples(audit: "Audit") -> Iterator[Text]:
 
     yield Text("\nThe first of each", style="bold")
     for defect, (one, *_) in audit_examples(audit):
-        yield Text(f"{defect} ({_printable(one['qid'])}, level {one['level']}):")
-        yield Text(f"  {_printable(one['query'])}", style="dim")
+        yield Text(f"{defect} ({printable(one['qid'])}, level {one['level']}):")
+        yield Text(f"  {printable(one['query'])}", style="dim")
         yield Text("  ").append_text(_marked(one["query"], one["negative"]))
 
 
@@ -197,13 +197,13 @@ def _marked(query: str, negative: str) -> Text:
     from shine.pages import marked
 
     words = [
-        Text(_printable(word), "bold yellow" if new else "")
+        Text(printable(word), "bold yellow" if new else "")
         for word, new in marked(query, negative)
     ]
     return Text(" ").join(words) if words else Text("(no word)", style="dim")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text of a file that cannot steer the terminal; invisible characters are seen."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -215,19 +215,19 @@ def negative_lines(row: "Row", wrong: Sequence[Sequence[str]]) -> list[Text]:
         row: as a file of negatives has it.
         wrong: per level, what the row alone shows to be wrong with it.
     """
-    title = f"{_printable(row.qid)}, video {_printable(row.vid)}"
-    lines = [Text(title, style="dim"), Text(_printable(row.query), style="bold")]
+    title = f"{printable(row.qid)}, video {printable(row.vid)}"
+    lines = [Text(title, style="dim"), Text(printable(row.query), style="bold")]
     for level, (negative, found) in enumerate(zip(row.negatives, wrong, strict=True)):
         says = "not judged by the file"
         if row.valid:
             says = "valid" if row.valid[level] else "invalid"
         if row.reasons and row.reasons[level]:
-            says += f": {_printable(row.reasons[level])}"
-        source = _printable(row.source_of(level))
+            says += f": {printable(row.reasons[level])}"
+        source = printable(row.source_of(level))
         heading = Text(f"\nlevel {level + 1}", style="bold")
         lines.append(heading.append(f", {source}, {says}", style="not bold"))
         if row.masked:
-            lines.append(Text(f"  {_printable(row.masked[level])}", style="dim"))
+            lines.append(Text(f"  {printable(row.masked[level])}", style="dim"))
         lines.append(Text("  ").append_text(_marked(row.query, negative)))
         lines += [Text(f"  ! {sentence}", style="red") for sentence in found]
     return lines
