@@ -54,5 +54,8 @@ def pool_clips(
 
 def _ticks(clip_seconds: float, pooled_seconds: float) -> tuple[int, int]:
     """Both lengths in whole numbers of a common unit."""
+    if pooled_seconds < clip_seconds:
+        new, old = _ticks(pooled_seconds, clip_seconds)
+        return old, new
     ratio = Fraction(pooled_seconds / clip_seconds).limit_denominator(10**6)
-    return ratio.denominator, max(ratio.numerator, 1)
+    return ratio.denominator, ratio.numerator

@@ -4,17 +4,22 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import h5py
+import lmdb
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from s3_server import serving_s3
 
 from shine.config import Config, FeaturesConfig, SourceConfig
+from shine.data import packing
 from shine.data.dataset import gather_clips
-from shine.data.packing import pack_store, source_widths
-from shine.data.sources import open_source
+from shine.data.packing import pack_store, pack_units, source_widths
+from shine.data.sources import VideoRefused, open_source
 from shine.data.store import FeatureStore
 from shine.errors import InputError
+from shine.storage import Storage
 
 
 def save(folder, **videos):
@@ -312,3 +317,278 @@ def test_a_number_too_large_for_a_float32_is_refused(tmp_path):
     save(tmp_path / "raw", v=np.full((2, 4), 1e300))
     with pytest.raises(InputError, match="NaN or infinity in clip 0"):
         read(tmp_path / "raw", "v", 4)
+
+
+# Stopped, repeated, elsewhere
+
+
+def feature_config(tmp_path, **settings):
+    values = {"sources": [str(tmp_path / "raw")], "store": str(tmp_path / "store")} | settings
+    return Config.model_validate({"features": values})
+
+
+def content(url):
+    """Every file of a store with its bytes."""
+    storage = Storage(url, "")
+    return {name: storage.read(name) for name in storage.names()}
+
+
+@pytest.fixture
+def small_units(monkeypatch):
+    monkeypatch.setattr(packing, "VIDEOS_PER_UNIT", 2)
+
+
+def made(tmp_path, count=7, lengths=(3, 9, 5)):
+    videos = {f"v{i}": clips(i, length=lengths[i % len(lengths)]) for i in range(count)}
+    save(tmp_path / "raw", **videos)
+    return videos
+
+
+def killed_after(number):
+    """Packs units in this process and dies."""
+
+    def run(config, widths, units):
+        for count, packed in enumerate(pack_units(config, widths, units)):
+            if count == number:
+                raise KeyboardInterrupt
+            yield packed
+
+    return run
+
+
+def counting(packed_vids):
+    """Packs units in this process and notes which videos are read."""
+
+    def run(config, widths, units):
+        packer = packing.Packer(config, widths)
+        read = packer._clips
+        packer._clips = lambda vid: packed_vids.append(vid) or read(vid)
+        return map(packer.pack, units)
+
+    return run
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_packing_that_was_stopped_goes_on_with_what_is_whole(tmp_path, small_units, number):
+    videos = made(tmp_path)
+    expected = pack_store(feature_config(tmp_path, store=str(tmp_path / "calm")), videos)
+    config = feature_config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(config, videos, run=killed_after(number))
+    with pytest.raises(InputError, match="no feature store"):
+        FeatureStore.open(tmp_path / "store")
+    read = []
+    manifest = pack_store(config, videos, run=counting(read))
+    assert read == sorted(videos)[2 * (number + 1) :]
+    assert manifest == expected
+    assert content(str(tmp_path / "store")) == content(str(tmp_path / "calm"))
+
+
+def test_a_store_that_stands_is_read_until_another_is_whole(tmp_path, small_units):
+    videos = made(tmp_path)
+    config = feature_config(tmp_path)
+    pack_store(config, videos)
+    opened = FeatureStore.open(tmp_path / "store")
+    before = {vid: opened.clips(vid).copy() for vid in videos}
+    for vid, values in videos.items():
+        save(tmp_path / "raw", **{vid: -values[:-1]})
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(config, videos, run=killed_after(2))
+    again = FeatureStore.open(tmp_path / "store")
+    again.verify()
+    for vid, expected in before.items():
+        np.testing.assert_array_equal(again.clips(vid), expected)
+    pack_store(config, videos)
+    for vid, expected in before.items():
+        np.testing.assert_array_equal(opened.clips(vid), expected)  # still mapped
+        np.testing.assert_array_equal(
+            FeatureStore.open(tmp_path / "store").clips(vid), -expected[:-1]
+        )
+
+
+def test_only_what_changed_or_is_not_whole_is_packed_again(tmp_path, small_units):
+    videos = made(tmp_path)
+    config = feature_config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(config, videos, run=killed_after(3))
+    save(tmp_path / "raw", v0=clips(77, length=4))
+    (shard,) = (tmp_path / "store").glob("shard-00001-*")
+    torn = bytearray(shard.read_bytes())
+    torn[len(torn) // 2] ^= 1
+    shard.write_bytes(torn)
+    next((tmp_path / "store").glob("shard-00002-*")).unlink()
+    read = []
+    pack_store(config, videos, run=counting(read))
+    assert read == ["v0", "v1", "v2", "v3", "v4", "v5"]
+    store = FeatureStore.open(tmp_path / "store")
+    store.verify()
+    assert store.num_clips("v0") == 4
+
+
+def test_other_settings_pack_everything_again(tmp_path, small_units):
+    videos = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(feature_config(tmp_path), videos, run=killed_after(3))
+    read = []
+    pack_store(feature_config(tmp_path, dtype="float32"), videos, run=counting(read))
+    assert read == sorted(videos)
+
+
+def test_a_file_that_came_after_packing_was_stopped_is_packed(tmp_path, small_units):
+    videos = made(tmp_path)
+    gone = (tmp_path / "raw" / "v1.npy").rename(tmp_path / "v1.npy")
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(feature_config(tmp_path), videos, run=killed_after(3))
+    gone.rename(tmp_path / "raw" / "v1.npy")
+    assert pack_store(feature_config(tmp_path), videos)["refused"] == []
+
+
+def test_files_of_others_in_the_folder_of_a_store_are_left(tmp_path):
+    videos = made(tmp_path)
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in ("notes.txt", "features.parquet", "videos.parquet", "shard-00000.arrow"):
+        (store / name).write_text("")
+    pack_store(feature_config(tmp_path), videos)
+    pack_store(feature_config(tmp_path, dtype="float32"), videos)
+    names = sorted(path.name for path in store.iterdir())
+    assert [name for name in names if "-" not in name] == [
+        "features.parquet",
+        "manifest.json",
+        "notes.txt",
+    ]
+    assert len(names) == 3 + 1 + 1
+
+
+def test_a_shard_is_no_larger_than_its_bound_unless_one_video_is(tmp_path, monkeypatch):
+    videos = made(tmp_path, 9, lengths=(3, 9, 5, 60))
+    whole = pack(tmp_path, videos, dtype="float32", normalize=False)[1]
+    assert len(whole["shards"]) == 1
+    monkeypatch.setattr(packing, "SHARD_BYTES", 320)  # of 20 clips
+    store, manifest = pack(tmp_path, videos, dtype="float32", normalize=False)
+    opened = FeatureStore.open(store)
+    opened.verify()
+    sizes = {}
+    for vid, expected in videos.items():
+        np.testing.assert_array_equal(opened.clips(vid), expected)
+        sizes.setdefault(opened.place(vid)[0], []).append(len(expected))
+    assert len(sizes) == len(manifest["shards"]) > 3
+    assert all(sum(lengths) <= 20 or len(lengths) == 1 for lengths in sizes.values())
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5", "lmdb"])
+def test_the_store_is_the_same_from_any_layout(tmp_path, small_units, kind):
+    videos = made(tmp_path)
+    expected = pack_store(feature_config(tmp_path), videos)
+    source = tmp_path / kind
+    if kind == "npz":
+        source.mkdir()
+        for vid, values in videos.items():
+            np.savez(source / f"{vid}_rgb.npz", clips=values)
+        settings = {"path": str(source), "file": "{vid}_rgb.npz", "key": "clips"}
+    elif kind == "hdf5":
+        with h5py.File(source, "w") as file:
+            for vid, values in videos.items():
+                file[f"{vid}/c3d"] = values
+        settings = {"path": str(source), "file": "{vid}/c3d"}
+    else:
+        with lmdb.open(str(source)) as environment, environment.begin(write=True) as transaction:
+            for vid, values in videos.items():
+                transaction.put(vid.encode(), saved(np.save, values))
+        settings = {"path": str(source)}
+    again = feature_config(tmp_path, sources=[settings], store=str(tmp_path / "again"))
+    found = pack_store(again, videos)
+    assert {**found, "sources": None} == {**expected, "sources": None}
+    one, two = content(str(tmp_path / "store")), content(str(tmp_path / "again"))
+    assert one.pop("manifest.json") != two.pop("manifest.json")  # which names the source
+    assert one == two
+
+
+def test_from_and_to_an_object_store(tmp_path, small_units):
+    videos = made(tmp_path)
+    expected = pack_store(feature_config(tmp_path), videos)
+    with serving_s3() as bucket:
+        Storage(bucket, "").write("deep/raw/bad.npy", b"no array")
+        for path in (tmp_path / "raw").iterdir():
+            Storage(bucket, "").write(f"deep/raw/{path.name}", path)
+        settings = {"sources": [f"{bucket}/deep/raw"], "store": f"{bucket}/made/store"}
+        config = feature_config(tmp_path, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            pack_store(config, [*videos, "bad", "gone"], run=killed_after(2))
+        read = []
+        manifest = pack_store(config, [*videos, "bad", "gone"], run=counting(read))
+        assert read == ["v4", "v5", "v6"]
+        assert [refusal["vid"] for refusal in manifest["refused"]] == ["bad", "gone"]
+        store = FeatureStore.open(settings["store"], cache=tmp_path / "cache")
+        here = FeatureStore.open(tmp_path / "store")
+        for vid in videos:
+            np.testing.assert_array_equal(store.clips(vid), here.clips(vid))
+        assert sorted(content(settings["store"])) == sorted(
+            [
+                "manifest.json",
+                manifest["videos"]["name"],
+                *(shard["name"] for shard in manifest["shards"]),
+            ]
+        )
+        assert manifest["num_clips"] == expected["num_clips"]
+
+
+def test_a_store_in_memory_is_the_one_on_disk(tmp_path, small_units):
+    videos = made(tmp_path)
+    pack_store(feature_config(tmp_path), videos)
+    url = f"memory://{tmp_path.name}/store"
+    pack_store(feature_config(tmp_path, store=url), videos)
+    assert content(url) == content(str(tmp_path / "store"))
+
+
+def test_a_storage_that_fails_ends_the_work_and_leaves_no_video_out(tmp_path, monkeypatch):
+    videos = made(tmp_path)
+    memory = Storage(f"memory://{tmp_path.name}/raw", "")
+    for path in (tmp_path / "raw").iterdir():
+        memory.write(path.name, path)
+    config = feature_config(tmp_path, sources=[f"memory://{tmp_path.name}/raw"], width=4)
+
+    def fails(self, path, *_, **__):
+        raise OSError(110, "Connection timed out")
+
+    with monkeypatch.context() as context:
+        context.setattr("fsspec.implementations.memory.MemoryFileSystem.get_file", fails)
+        with pytest.raises(InputError, match=r"cannot read memory://.*timed out") as told:
+            pack_store(config, videos)
+    assert not isinstance(told.value, VideoRefused)
+    assert pack_store(config, videos)["refused"] == []
+
+
+def test_where_no_video_can_be_packed_the_store_is_left(tmp_path):
+    videos = made(tmp_path)
+    config = feature_config(tmp_path, width=4)
+    pack_store(config, videos)
+    before = content(str(tmp_path / "store"))
+    with pytest.raises(InputError, match="no video could be packed; the first reason: .*'w'"):
+        pack_store(config, ["w", "x"])
+    after = content(str(tmp_path / "store"))
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_source_of_another_stride_is_brought_to_the_clips_of_the_store(tmp_path):
+    one, two = clips(1, length=10), clips(2, length=5, width=3)
+    save(tmp_path / "raw", v=one)
+    save(tmp_path / "other", v=two)
+    sources = [{"path": str(tmp_path / "raw"), "clip_seconds": 0.5}, str(tmp_path / "other")]
+    store, manifest = pack(tmp_path, ["v"], sources=sources, normalize=False, dtype="float32")
+    expected = np.concatenate([one.reshape(5, 2, 4).mean(axis=1), two], axis=1)
+    np.testing.assert_allclose(FeatureStore.open(store).clips("v"), expected, rtol=1e-6)
+    assert manifest["sources"] == sources
+
+
+def test_clips_finer_than_memory_are_refused(tmp_path):
+    save(tmp_path / "raw", v=clips(0), w=clips(1))
+    sources = [{"path": str(tmp_path / "raw"), "clip_seconds": 1e9}]
+    with pytest.raises(InputError, match="clips of 1 s take more than 1024 MiB; correct"):
+        pack(tmp_path, ["v", "w"], sources=sources)
+
+
+def test_a_signed_url_is_not_repeated_in_the_manifest(tmp_path):
+    made(tmp_path, 1)
+    described = packing._described(SourceConfig(path="https://host/raw.h5?X-Signature=secret"))
+    assert described == "https://host/raw.h5"
