@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import IO, Final, TypeVar
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -44,6 +44,23 @@ _UNTOLD_SECONDS: Final = 1.0  # by which a file may last less than it declares, 
 _UNTOLD_SHARE: Final = 0.05
 
 Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Bytes(Protocol):
+    """A file that is read from any place, of whatever library."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes from where the file stands."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """The file stands elsewhere."""
+        ...
+
+    def tell(self) -> int:
+        """Where the file stands."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +248,11 @@ class Video:
 
 
 @contextmanager
-def open_video(file: IO[bytes], name: str, *, threads: int = 1) -> Iterator[Video]:
+def open_video(file: Bytes, name: str, *, threads: int = 1) -> Iterator[Video]:
     """The video that a file holds, which may hold sound and text beside it.
 
     Args:
-        file: read from any place.
+        file: as long as the video is read.
         name: of the file, for messages.
         threads: that decode.
 

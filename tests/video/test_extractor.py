@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
+from vision import WIDTHS, processor, save_model
+
+from shine.errors import InputError
+from shine.video.extractor import Extractor, Preprocessing
+
+LEVEL = 1 / 255  # one step of a pixel, before mean and deviation
+
+
+def picture(height, width, seed=0):
+    """Noise over slopes and a hard edge: what resampling has to get right."""
+    noise = np.random.default_rng(seed).integers(0, 60, (height, width, 3))
+    slope = np.linspace(0, 150, width)[None, :, None] + np.linspace(0, 45, height)[:, None, None]
+    image = noise + slope
+    image[height // 3 : height // 2, : width // 2] = 255
+    return image.clip(0, 255).astype(np.uint8)
+
+
+SHAPES = [(48, 64), (20, 31), (32, 32), (240, 427), (480, 640)]
+TALL = (427, 240)
+
+
+def steps_apart(kind, resample, shape):
+    """How far our frame and that of the library's processor lie apart, in steps of a pixel."""
+    library = processor(kind, resample=resample)
+    ours = Preprocessing.of(library)
+    image = picture(*shape)
+    expected = library(images=Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    found = ours.normalized(ours.resized(image)[None])
+    assert found.shape == expected.shape
+    return (found - expected).abs() * torch.tensor(library.image_std)[:, None, None] / LEVEL
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        *((CLIPImageProcessorPil, shape) for shape in (*SHAPES, TALL)),
+        *((SiglipImageProcessorPil, shape) for shape in SHAPES),
+    ],
+)
+def test_frames_are_prepared_as_the_processor_of_the_library_does(kind, resample, shape):
+    steps = steps_apart(kind, resample, shape)
+    assert steps.max() < 2.01
+    assert (steps > 0.5).float().mean() < 0.01
+
+
+def test_a_tall_frame_made_square_differs_where_pillow_shrinks_its_height_first():
+    steps = steps_apart(SiglipImageProcessorPil, 3, TALL)
+    assert steps.max() < 12  # where an edge overshoots in one order and not in the other
+    assert steps.mean() < 0.5
+
+
+def embedded_slowly(folder, model_class, library, images):
+    """The embedding of each image alone, by the library."""
+    model = model_class.from_pretrained(folder)
+    pixels = [
+        library(images=Image.fromarray(image), return_tensors="pt")["pixel_values"]
+        for image in images
+    ]
+    with torch.inference_mode():
+        return torch.cat([model.get_image_features(pixel_values=p).pooler_output for p in pixels])
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_class", "processor_class"),
+    [
+        ("clip", CLIPModel, CLIPImageProcessorPil),
+        ("siglip", SiglipModel, SiglipImageProcessorPil),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_a_clip_is_the_mean_of_the_embeddings_of_its_frames(
+    tmp_path, kind, model_class, processor_class, batch_size
+):
+    folder = save_model(tmp_path / "model", kind)
+    images = [picture(48, 64, seed=number) for number in range(5)]
+    num_places = [1, 2, 1, 3, 1]  # four clips of two places: (0, 1), (1, 2), (3, 3), (3, 4)
+    alone = embedded_slowly(folder, model_class, processor(processor_class), images)
+    expected = torch.stack([alone[[a, b]].mean(dim=0) for a, b in ((0, 1), (1, 2), (3, 3), (3, 4))])
+    extractor = Extractor.load(str(folder), "main", batch_size=batch_size)
+    found = extractor.clips(zip(images, num_places, strict=True), 2)
+    assert found.shape == (4, WIDTHS[kind])
+    np.testing.assert_allclose(found, expected.numpy(), atol=0.01 * float(alone.std()))
+
+
+def load(folder):
+    return Extractor.load(str(folder), "main", batch_size=4)
+
+
+def test_what_is_no_model_of_this_family_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"extract\.model=.*gone: cannot be loaded: .*"):
+        load(tmp_path / "gone")
+    folder = save_model(tmp_path / "model")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_a_model_without_image_embeddings_is_refused(tmp_path):
+    folder = save_model(tmp_path / "model")
+    CLIPModel.from_pretrained(folder).vision_model.save_pretrained(folder)
+    with pytest.raises(InputError, match="CLIPVisionModel has no image embeddings"):
+        load(folder)
+
+
+def test_weights_that_lack_parameters_are_refused_and_not_made_up(tmp_path):
+    folder = save_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lack 1 of the parameters, such as visual_projection"):
+        load(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_weights_of_torch_are_read_without_executing_them(tmp_path):
+    folder = save_model(tmp_path / "model")
+    expected = load(folder).clips([(picture(48, 64), 1)], 1)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    found = load(folder).clips([(picture(48, 64), 1)], 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    torch.save({**weights, "extra": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(folder)
+
+
+def test_code_of_a_checkpoint_is_never_run(tmp_path):
+    folder = save_model(tmp_path / "model")
+    (folder / "own.py").write_text("raise SystemExit('executed')")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_resize": False},
+        {"resample": 1},
+        {"size": {"shortest_edge": 16}},  # less than the crop: the library would pad
+        {"do_center_crop": False},  # frames of many shapes
+    ],
+)
+def test_preparations_that_are_not_known_are_refused(changes):
+    with pytest.raises(InputError, match="in a way not known here"):
+        Preprocessing.of(processor(CLIPImageProcessorPil, **changes))
