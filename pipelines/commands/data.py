@@ -5,10 +5,65 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.common import AsJson, OutFolder, show
+from pipelines.commands.common import AsJson, ConfigFile, OutFolder, show
+from pipelines.settings import load_settings
 from shine.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Annotation files.")
+
+
+@app.command("check")
+def data_check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Annotation files.")
+    ] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report everything that is wrong with annotation files, and what will be done about it.
+
+    Files of any layout. With --config, they have the roles that it gives them (without any, all of
+    its files are checked) and are compared with its features; else the first is the training file
+    and the others are tests. Exits with 2 where training would refuse something.
+
+    Example: shine data check charades_cg_gpt_train.jsonl charades_cg_test.jsonl
+
+    Example: shine data check --config configs/charades_cg.yaml --json
+    """
+    from pipelines.data_tables import check_lines
+    from shine.data.check import check, with_roles
+
+    settings = load_settings(config) if config is not None else None
+    if not files and settings is None:
+        raise InputError("name annotation files, or a configuration with --config")
+    report = check(with_roles(files or (), settings), settings)
+    show(report, as_json, *check_lines(report))
+    if report["refused"]:
+        raise typer.Exit(2)
+
+
+@app.command("convert")
+def data_convert(
+    file: Annotated[Path, typer.Argument(help="Annotation file of any layout.")],
+    out: Annotated[Path, typer.Option("--out", help="JSON Lines to write.")],
+    durations: Annotated[
+        Path | None,
+        typer.Option(help="Seconds of each video, JSON or CSV, for a layout without them."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the rows of an annotation file as JSON Lines, but for those that training refuses.
+
+    Values stay as they are. Each row that is left out is named with its reason.
+
+    Example: shine data convert charades_sta_train.txt --durations seconds.csv --out train.jsonl
+    """
+    from pipelines.data_tables import convert_lines
+    from shine.data.check import convert
+    from shine.data.formats import read_durations
+
+    result = convert(file, out, None if durations is None else read_durations(durations))
+    show(result, as_json, *convert_lines(result, out))
 
 
 @app.command("split")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 
 from shine.data.formats import Layout, detect_layout, finite, json_lines, read_entries
 from shine.errors import InputError
-from shine.files import write_whole
 
 Moment = tuple[float, float]  # [start, end] in seconds
 LABEL_SECONDS = 2  # of a clip with a highlight label
@@ -174,12 +174,18 @@ def _records(path: Path, what: str) -> Iterator[tuple[int, int, dict[str, Any]]]
     for entry in json_lines(path, what):
         if entry.record is None:
             raise InputError(f"{path}, {entry.place}: {entry.reason}")
-        yield int(entry.place.removeprefix("line ")), entry.offset, entry.record
+        yield entry.line, entry.offset, entry.record
 
 
 def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """`records` stand in `path`, one JSON object a line."""
-    write_whole(path, "".join(map(_line, records)))
+    """`records` stand in `path`, one JSON object a line; until the end, what was there."""
+    building = path.with_name(path.name + ".part")
+    try:
+        with building.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(map(_line, records))
+        os.replace(building, path)
+    finally:
+        building.unlink(missing_ok=True)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -276,15 +282,26 @@ def _wrong_values(record: dict[str, Any], need_moments: bool) -> list[Defect]:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    return isinstance(value, int) and not isinstance(value, bool) or _is_text(value)
 
 
 def _is_sentence(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return _is_text(value) and bool(value.strip())
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & _NO_NAME
+    return _is_text(value) and value not in (".", "..") and not set(value) & _NO_NAME
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text, and without half a character, which JSON can hold and no file can."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_duration(value: Any) -> bool:

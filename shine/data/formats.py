@@ -64,7 +64,8 @@ class Entry:
     place: str  # in the file: "line 3", "video v, sentence 0"
     record: dict[str, Any] | None
     reason: str = ""  # where there is no record
-    offset: int = 0  # bytes, of a line
+    line: int = 0  # its number, and where it begins, in bytes, in a file of lines
+    offset: int = 0
 
 
 def detect_layout(path: Path) -> Layout:
@@ -112,23 +113,21 @@ def json_lines(path: Path, what: str) -> Iterator[Entry]:
         InputError: the file cannot be read.
     """
     for number, offset, text in _lines(path, what):
-        place = f"line {number}"
-        if text is None:
-            yield Entry(place, None, "not UTF-8 text", offset)
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield Entry(
-                place, None, f"not valid JSON ({_json_fault(error)}); expected one object per line"
-            )
-            continue
-        if isinstance(record, dict):
-            yield Entry(place, record, offset=offset)
-        else:
-            yield Entry(
-                place, None, f"expected an object with named values, got a {type(record).__name__}"
-            )
+        record, reason = _object(text)
+        yield Entry(f"line {number}", record, reason, number, offset)
+
+
+def _object(text: str | None) -> tuple[dict[str, Any] | None, str]:
+    """The object of a line; or none, and why."""
+    if text is None:
+        return None, "not UTF-8 text"
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return None, f"not valid JSON ({_json_fault(error)}); expected one object per line"
+    if not isinstance(record, dict):
+        return None, f"expected an object with named values, got a {type(record).__name__}"
+    return record, ""
 
 
 def _lines(path: Path, what: str) -> Iterator[tuple[int, int, str | None]]:
