@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config, tiny_data
 
 from pipelines.train import train_run
+from shine.errors import InputError
 
 pytestmark = pytest.mark.ray
 
@@ -35,3 +36,10 @@ def test_two_workers_that_stream_end_bit_for_bit_where_two_that_map_do(ray_clust
         ends[feed] = load_file(tmp_path / feed / run["best"] / "model.safetensors")
     assert untimed(tmp_path / "mapped") == untimed(tmp_path / "streamed")
     assert all(torch.equal(ends["mapped"][name], ends["streamed"][name]) for name in ends["mapped"])
+
+
+def test_streaming_without_processors_for_the_readers_is_refused(ray_cluster, root, tmp_path):
+    config = tiny_config(root, "train.num_workers=64", "features.feed=streamed")
+    says = r"needs 128 CPUs, two per worker, one of them to stream; the cluster has \d+; set train"
+    with pytest.raises(InputError, match=says):
+        train_run(config, tmp_path / "run")
