@@ -13,7 +13,7 @@ from shine.config import Config, FeaturesConfig
 from shine.data.annotations import read_annotations
 from shine.data.mixture import MANIFEST, read_world
 from shine.data.packing import Packed, Packer, Unit, pack_store
-from shine.data.sources import located
+from shine.data.sources import located, remove_copies
 from shine.storage import is_url
 
 Progress = Callable[[int, int], None]  # done, total
@@ -65,10 +65,12 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
             ]
             arguments = (settings.model_dump_json(), widths)
             for table in run_stage(tables, PackUnits, arguments, data_workers()):
-                packed = Packed.from_json(table["packed"][0].as_py())
-                done += sum(len(shard.vids) for shard in packed.shards) + len(packed.refused)
-                on_progress(done, len(vids))
-                yield packed
+                for text in table["packed"].to_pylist():
+                    packed = Packed.from_json(text)
+                    done += sum(len(shard.vids) for shard in packed.shards) + len(packed.refused)
+                    on_progress(done, len(vids))
+                    yield packed
+        remove_copies()
 
     return pack_store(config, vids, simulated, run=run)
 

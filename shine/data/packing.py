@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from shine.config import Config, FeaturesConfig, SourceConfig
 from shine.data.arrays import MAX_BYTES, unit_rows
+from shine.data.layout import FORMAT, MANIFEST
 from shine.data.pooling import num_pooled, pool_clips
 from shine.data.shards import ShardFile, write_matrices
 from shine.data.sources import Source, VideoRefused, located, open_source
-from shine.data.store import FORMAT, MANIFEST
 from shine.errors import InputError
 from shine.storage import Storage, is_url
 

@@ -20,14 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shine.data.layout import FORMAT, MANIFEST
 from shine.data.local_copy import default_cache, is_whole, local_copy
 from shine.data.shards import ShardFile, map_matrix
 from shine.errors import InputError
 from shine.files import sha256
 from shine.storage import Storage
 
-MANIFEST = "manifest.json"
-FORMAT = 2
 _HEAD: Final = 4096  # bytes of a shard that hold all that lies before its clips
 _CHUNK: Final = 2**23  # bytes read at a time
 

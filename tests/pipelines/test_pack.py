@@ -1,12 +1,14 @@
 import json
 
+import h5py
 import numpy as np
 import pytest
 from tiny import WIDTH, tiny_config, tiny_data
 
-from pipelines.features import pack, simulated_note
+from pipelines.features import annotated_videos, pack, simulated_note
 from shine.config import FeaturesConfig, SourceConfig
-from shine.data.packing import source_widths
+from shine.data import packing
+from shine.data.packing import pack_store, source_widths
 from shine.data.planted import WorldConfig, make_world
 from shine.data.store import FeatureStore
 from shine.errors import InputError
@@ -43,13 +45,51 @@ def test_a_first_video_without_a_usable_file_is_left_out_alone(ray_cluster, root
     assert FeatureStore.open(root / "store").num_clips("v1") > 0
 
 
+@pytest.mark.ray
+def test_workers_pack_the_store_that_one_process_packs(ray_cluster, root, monkeypatch):
+    monkeypatch.setattr(packing, "VIDEOS_PER_UNIT", 3)
+    with h5py.File(root / "sound.h5", "w") as file:
+        for path in sorted((root / "features").glob("*.npy")):
+            file[path.stem] = np.repeat(np.load(path)[:, :2], 2, axis=0)
+    sound = "{path: sound.h5, clip_seconds: 0.5, pool: max}"
+    configs = [
+        tiny_config(root, f"features.audio={sound}", f"features.store={store}")
+        for store in ("one", "many")
+    ]
+    vids = annotated_videos(configs[0])
+    progress = []
+    expected = pack_store(configs[0], vids)
+    assert pack(configs[1], lambda *counts: progress.append(counts)) == expected
+    assert progress == [(3, 12), (6, 12), (9, 12), (12, 12)]
+    one, many = (
+        {path.name: path.read_bytes() for path in (root / name).iterdir()}
+        for name in ("one", "many")
+    )
+    assert one == many
+    assert len(expected["shards"]) == 4
+
+
+@pytest.mark.ray
+def test_a_source_that_a_worker_cannot_read_ends_the_work_with_a_sentence(ray_cluster, root):
+    path = root / "raw.h5"
+    with h5py.File(path, "w") as file:
+        for number in range(12):
+            file[f"v{number}"] = np.ones((8, WIDTH))
+    path.write_bytes(path.read_bytes()[:-100])
+    config = tiny_config(root, "features.sources=[raw.h5]", f"features.width={WIDTH}")
+    with pytest.raises(InputError, match=r"raw\.h5: cannot be read: it is damaged or not whole"):
+        pack(config)
+
+
 def test_the_width_is_that_of_the_first_file_that_can_be_read(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(3))
     np.save(tmp_path / "c.npy", np.zeros((2, 5)))
     np.save(tmp_path / "d.npy", np.zeros((2, 7)))
     settings = FeaturesConfig(sources=(SourceConfig(path=str(tmp_path)),))
     assert source_widths(settings, ["a", "b", "c", "d"]) == (5,)
-    with pytest.raises(InputError, match="no video could be packed; the first reason: .* video a"):
+    with pytest.raises(
+        InputError, match="no video could be packed; the first reason: .* video 'a'"
+    ):
         source_widths(settings, ["a", "b"])
 
 
