@@ -24,6 +24,7 @@ from shine.data.feeding import collated_ahead
 from shine.data.loading import Source, check_files
 from shine.data.sources import located
 from shine.data.store import MANIFEST, open_storage
+from shine.data.text_store import encoder_checksum
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 from shine.files import sha256, write_whole
@@ -255,7 +256,7 @@ def _checksums(config: Config) -> dict[str, str]:
     if store.exists(MANIFEST):
         digest = hashlib.sha256(store.read(MANIFEST)).hexdigest()
         found[f"{config.features.store}/{MANIFEST}"] = digest
-    return found
+    return found | encoder_checksum(config)
 
 
 def _environment(

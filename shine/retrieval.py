@@ -29,9 +29,12 @@ from shine.data.batch import Inputs, Outputs
 from shine.data.dataset import Dataset, collate_inputs
 from shine.data.loading import Source
 from shine.data.packing import stored_clips
+from shine.data.sources import ENDINGS
 from shine.data.store import FeatureStore
 from shine.data.text import TextEncoder, TextTable, build_encoder
 from shine.data.text_files import as_tokens
+from shine.data.text_models import ModelEncoder
+from shine.data.text_store import encoder_digest, encoder_name
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.files import sha256
@@ -39,7 +42,7 @@ from shine.models import build_model
 from shine.prediction import predict
 
 Array = np.ndarray | Tensor
-Features = Array | str | Path  # an array, or the npy or npz file of one
+Features = Array | str | Path  # an array, or the file of one
 Query = str | Array  # a sentence, or its token vectors
 
 _VID = "video"
@@ -93,7 +96,8 @@ class Grounder:
         """The best checkpoint of the run in `folder`, on `device`.
 
         Raises:
-            InputError: the run is not finished, or its word vectors are gone or others.
+            InputError: the run is not finished, or its word vectors or its text model are gone or
+                others.
         """
         folder = Path(folder)
         config, run = read_run(folder)
@@ -102,8 +106,10 @@ class Grounder:
         environment = _environment(folder)
         encoder = None
         if config.text.encoder != "precomputed":
-            _check_word_vectors(folder, config, environment.get("checksums", {}))
+            checksums = environment.get("checksums", {})
+            _check_word_vectors(folder, config, checksums)
             encoder = build_encoder(config)
+            _check_encoder(folder, config, encoder, checksums)
         model = build_model(config.model, clip_width=clip_width, token_width=token_width)
         load_model(checkpoint, model)
         return cls(config, model.to(device), widths, encoder, environment.get("simulated"))
@@ -114,9 +120,9 @@ class Grounder:
         """A video, ready to be asked about.
 
         Args:
-            features: one array [clip, feature], or an npy or npz file of one, by the extractor
-                that the run was trained with; several, in the order of `features.sources` and audio
-                last, where the run joins them.
+            features: one array [clip, feature], or a file of one (npy, npz, pt, safetensors), by
+                the extractor that the run was trained with; several, in the order of
+                `features.sources` and audio last, where the run joins them.
             duration_seconds: of the video; None: as long as its clips.
 
         Raises:
@@ -195,7 +201,7 @@ class Grounder:
                 f"for each of {', '.join(part.path for part in settings.parts)} in this order, got "
                 f"{len(parts)}"
             )
-        read = [_matrix(part) for part in parts]
+        read = [_matrix(part, s.key) for part, s in zip(parts, settings.parts, strict=True)]
         widths = [part.shape[1] for part in read]
         audio_width = 0 if settings.audio is None else widths[-1]
         expected = self._clip_width - (2 if settings.audio is None else 4)  # without end points
@@ -268,19 +274,19 @@ class _Known:
         return self._vectors[text]
 
 
-def _matrix(source: Features) -> Float[np.ndarray, "clip feature"]:
+def _matrix(source: Features, key: str) -> Float[np.ndarray, "clip feature"]:
     """The features in an array or in the file of one."""
     if isinstance(source, Array):
         return checked_matrix(_numpy(source), "the features", "clip, feature")
     path = Path(source)
-    if path.suffix not in {".npy", ".npz"}:
+    if path.suffix.removeprefix(".") not in ENDINGS:
         raise InputError(
-            f"{path}: expected the features of a video in an npy or npz file, made by the "
-            f"extractor that the run was trained with"
+            f"{path}: expected the features of a video in a file of {', '.join(ENDINGS)}, made "
+            f"by the extractor that the run was trained with"
         )
     if not path.is_file():
         raise InputError(f"no file of features {path}")
-    return read_matrix(path, "features", "clip, feature")
+    return read_matrix(path, key, "clip, feature")
 
 
 def _numpy(values: Array) -> np.ndarray:
@@ -311,4 +317,22 @@ def _check_word_vectors(folder: Path, config: Config, checksums: Mapping[str, st
     if name in checksums and sha256(path) != checksums[name]:
         raise InputError(
             f"{path} is not the table that the run {folder} was trained with; put that one back"
+        )
+
+
+def _check_encoder(
+    folder: Path, config: Config, encoder: TextEncoder, checksums: Mapping[str, str]
+) -> None:
+    """The text model is the one that the run was trained with.
+
+    Raises:
+        InputError: it is another.
+    """
+    trained = checksums.get(encoder_name(config))
+    if not trained or not isinstance(encoder, ModelEncoder):
+        return
+    if encoder_digest(encoder.identity) != trained:
+        raise InputError(
+            f"the text model {config.text.model} (text.model) is not the one that the run {folder} "
+            f"was trained with; put that one back"
         )

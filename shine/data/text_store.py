@@ -349,6 +349,22 @@ def encoder_digest(identity: Identity) -> str:
     return _digest(_essence(identity))
 
 
+def encoder_checksum(config: Config) -> dict[str, str]:
+    """The digest of the encoder of a configuration's store, by a name; none where it has no store.
+
+    Of the encoder alone: texts may be added to a store while runs read it.
+    """
+    if config.text.encoder == "lexical":
+        return {}
+    manifest = read_manifest(text_storage(config))
+    return {} if manifest is None else {encoder_name(config): encoder_digest(manifest["encoder"])}
+
+
+def encoder_name(config: Config) -> str:
+    """The name of the text encoder among the checksums of a run."""
+    return f"text.encoder={config.text.encoder}"
+
+
 def _check_identity(where: str, stored: Identity, wanted: Identity) -> None:
     if _essence(stored) == _essence(wanted):
         return
