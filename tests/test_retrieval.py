@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from encoded import store_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import WIDTH, tiny_config, tiny_data
@@ -17,7 +18,6 @@ from pipelines.train import train_run
 from shine.data.annotations import write_jsonl
 from shine.data.loading import Source
 from shine.data.packing import pack_store
-from shine.data.sources import located
 from shine.data.text import LexicalEncoder
 from shine.errors import InputError
 from shine.evaluation import load_run_model, read_run
@@ -107,7 +107,7 @@ def test_several_extractors_and_audio_are_read_as_in_training(tmp_path):
             if name != "features":
                 np.save(root / name / file.name, random.random((len(np.load(file)) + 1, width)))
     config = tiny_config(root, "features.sources=[features, other]", "features.audio=sound")
-    pack_store(located(config), [file.stem for file in (root / "features").glob("*.npy")])
+    pack_store(config, [file.stem for file in (root / "features").glob("*.npy")])
     folder = tmp_path / "run"
     train_run(config, folder)
     answers_as_predict(folder, "test.jsonl", *(root / name for name in widths))
@@ -131,6 +131,7 @@ def precomputed(tmp_path_factory):
                 padding = np.zeros((2, 8), np.float32)
                 tokens = np.concatenate([3 * LexicalEncoder(8)(words), padding])
                 np.savez(text / f"{record['qid']}{suffix}.npz", tokens)
+    store_texts(tiny_config(root, "text.encoder=precomputed"))
     folder = trained(root, root.parent / "run", "text.encoder=precomputed")
     return folder, root, text
 
@@ -236,13 +237,13 @@ def test_without_a_duration_a_video_is_as_long_as_its_clips(grounder):
     assert video.duration_seconds == 7.0
 
 
-@pytest.mark.parametrize("kind", ["npy", "npz", "text"])
+@pytest.mark.parametrize("kind", ["npy", "npz", "pt", "text"])
 def test_a_file_is_read_as_the_array_in_it(grounder, tmp_path, kind):
     clips = np.random.default_rng(5).standard_normal((6, WIDTH)).astype(np.float32)
     np.save(tmp_path / "v.npy", clips)
     np.savez(tmp_path / "v.npz", features=clips)
-    path = tmp_path / "v.npz" if kind == "npz" else tmp_path / "v.npy"
-    path = str(path) if kind == "text" else path
+    torch.save(torch.from_numpy(clips), tmp_path / "v.pt")
+    path = str(tmp_path / "v.npy") if kind == "text" else tmp_path / f"v.{kind}"
     query = "person sees the door."
     same(grounder.ask(grounder.encode(path), query), grounder.ask(grounder.encode(clips), query), 0)
 

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from encoded import store_texts
 from tiny import tiny_config, tiny_data
 
 from shine.data.annotations import read_annotations, write_jsonl
@@ -10,7 +12,6 @@ from shine.data.dataset import Dataset, collate
 from shine.data.loading import Source
 from shine.data.packing import pack_store
 from shine.data.sampler import GlobalBatch
-from shine.data.sources import located
 from shine.data.store import FeatureStore
 from shine.errors import InputError
 
@@ -134,7 +135,7 @@ def test_clips_that_overlap_a_moment_are_inside(root, tmp_path, moment, clips):
     config = rewritten(root, tmp_path, place)
     store = tmp_path / "short"
     short = tiny_config(root, f"features.sources=[{features}]", f"features.store={store}")
-    pack_store(located(short), ["short"])
+    pack_store(short, ["short"])
     source = Source.open(config)
     annotation = read_annotations(config.path(config.data.train))[:1]
     dataset = Dataset.build(annotation, FeatureStore.open(store), source.texts, max_moments=5)
@@ -219,6 +220,9 @@ def test_clips_of_moments_beyond_the_most_are_no_outside_clips(root, tmp_path):
     assert dataset.inside[0].sum() == 6
 
 
+NO_EVALUATION = ("data.validation={}", "data.tests={}", "evaluate.negatives=null")
+
+
 def test_a_run_on_precomputed_text_reads_the_files_of_its_queries_and_negatives(root, tmp_path):
     rows = read_annotations(root / "train.jsonl")
     random = np.random.default_rng(0)
@@ -233,12 +237,15 @@ def test_a_run_on_precomputed_text_reads_the_files_of_its_queries_and_negatives(
         "text.query_file=qid{qid}.npz",
         "text.width=5",
     )
-    dataset = Source.open(tiny_config(root, *overrides)).training()
+    config = tiny_config(root, *overrides, f"text.store={tmp_path}/texts")
+    with pytest.raises(InputError, match="no text store in .*`shine text encode --config"):
+        Source.open(config)
+    store_texts(tiny_config(root, *overrides, f"text.store={tmp_path}/texts", *NO_EVALUATION))
+    dataset = Source.open(config).training()
     assert collate(dataset, batch_of([0, 3, 7]), rank=0, world_size=1).inputs.tokens.shape[3] == 5
-    with pytest.raises(InputError, match=r"missing, the first is .*check text\.folder"):
-        Source.open(tiny_config(root, *overrides)).validation()
-    with pytest.raises(InputError, match="no folder of text features"):
-        Source.open(tiny_config(root, *overrides, "text.folder=none"))
+    rows = [replace(row, query=f"unheard {row.query}") for row in dataset.annotations]
+    with pytest.raises(InputError, match=r"texts are not in the text store .*shine text encode"):
+        Source.open(config).dataset(rows)
 
 
 def test_a_loss_without_partner_gets_batches_without_partner_text(root):

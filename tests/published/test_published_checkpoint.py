@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from shine.config import LossConfig, load_config
 from shine.data.loading import Source
 from shine.data.packing import pack_store
-from shine.data.sources import located
+from shine.data.text_files import file_identity
+from shine.data.text_store import TextWriter, text_storage
 from shine.errors import InputError
 from shine.evaluation import read_run
 from shine.models import build_model
@@ -482,12 +483,11 @@ def test_ranking_without_fine_terms_is_exported(tmp_path):
 
 
 def audio_store(root, config, widths):
-    """A packed store whose last columns are audio, beside a folder of tokens."""
-    (root / config.text.folder).mkdir(parents=True)
+    """A packed store whose last columns are audio."""
     for source, width in zip(config.features.parts, widths, strict=True):
         (root / source.path).mkdir(parents=True)
         np.save(root / source.path / "v.npy", np.ones((4, width), np.float32))
-    pack_store(located(config), ["v"])
+    pack_store(config, ["v"])
 
 
 @pytest.mark.parametrize("with_store", [True, False], ids=["beside its store", "alone"])
@@ -507,6 +507,9 @@ def test_a_run_with_audio_comes_back_with_the_widths_of_its_store(with_store, tm
     if not with_store:
         audio_store(root, config, widths)
     again = over(recipe, tmp_path / "a.ckpt", tmp_path / "again", f"data.root={root}")
+    writer = TextWriter(text_storage(again), file_identity(again.text))
+    writer.add("a query", np.ones((1, again.text.width), again.text.dtype))
+    writer.finish()
     source = Source.open(again)  # which compares the store with the configuration
     assert source.store.clip_width == width + 4
     network(tmp_path / "again")
