@@ -23,7 +23,7 @@ from shine.data.arrays import MAX_BYTES, read_matrix
 from shine.errors import InputError
 from shine.storage import Storage, is_url
 
-_ENDINGS: Final = ("npy", "npz", "pt", "pth", "safetensors")
+ENDINGS: Final = ("npy", "npz", "pt", "pth", "safetensors")
 _ABSENT: Final = "absent"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LMDB: Final = bytes.fromhex("dec0efbe")  # at byte 16
@@ -160,7 +160,7 @@ class _Folder:
     def _names(self, vid: str) -> list[str]:
         if self.config.file is not None:
             return [self.config.file.replace("{vid}", vid)]
-        return [f"{vid}.{ending}" for ending in _ENDINGS]
+        return [f"{vid}.{ending}" for ending in ENDINGS]
 
     def _find(self, vid: str) -> str | None:
         names = self._names(vid)
