@@ -24,7 +24,7 @@ from shine.errors import InputError
 from shine.storage import Storage, is_url
 
 ENDINGS: Final = ("npy", "npz", "pt", "pth", "safetensors")
-_ABSENT: Final = "absent"
+ABSENT: Final = "absent"  # the version of a video that a source does not hold
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _LMDB: Final = bytes.fromhex("dec0efbe")  # at byte 16
 _LMDB_FILE: Final = "data.mdb"
@@ -116,7 +116,7 @@ class SourceStorage(Storage):
             try:
                 stat = path.stat()
             except OSError:
-                return _ABSENT
+                return ABSENT
             return f"{stat.st_size}-{stat.st_mtime_ns}"
         with self._telling("look for", name):
             return str(self._fs.ukey(self._at(name)))
@@ -155,7 +155,7 @@ class _Folder:
     def version(self, vid: str) -> str:
         """See `Source`."""
         name = None if _is_unsafe(vid) else self._find(vid)
-        return _ABSENT if name is None else f"{name} {self._storage.version(name)}"
+        return ABSENT if name is None else f"{name} {self._storage.version(name)}"
 
     def _names(self, vid: str) -> list[str]:
         if self.config.file is not None:
