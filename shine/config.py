@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -36,6 +37,17 @@ Share = Annotated[float, Field(gt=0, le=1)]
 # departure.
 Compat = Literal["corrected", "reference"]
 _UNSHOWN = "unshown"  # the type of an error whose value may hold a secret
+
+
+def _without_password(place: str) -> str:
+    if re.search(r"//[^/]*:[^/]*@", place):
+        raise PydanticCustomError(
+            _UNSHOWN, "needs a path or URL without a password; the storage's own settings have it"
+        )
+    return place
+
+
+Place = Annotated[str, AfterValidator(_without_password)]  # a path or any fsspec URL
 
 
 class Section(BaseModel):
@@ -178,7 +190,7 @@ class SourceConfig(Section):
 
     # A folder of one file per video (npy, npz, pt, safetensors), an hdf5 file or an lmdb of many
     # videos; a path or any fsspec URL, relative to data.root.
-    path: str
+    path: Place
     # The file of a video in the folder, such as "{vid}_rgb.npy", or its dataset or key in the hdf5
     # file or lmdb, such as "{vid}/c3d_features". None: {vid}, in a folder with any known ending.
     file: str | None = None
@@ -200,15 +212,6 @@ class SourceConfig(Section):
         }
         return values["path"] if len(values) == 1 else values
 
-    @field_validator("path")
-    @classmethod
-    def _without_password(cls, path: str) -> str:
-        if re.search(r"//[^/]*:[^/]*@", path):
-            raise PydanticCustomError(
-                _UNSHOWN, "needs a path or URL without a password; the storage's own settings have"
-            )
-        return path
-
     @field_validator("file")
     @classmethod
     def _names_the_video(cls, file: str | None) -> str | None:
@@ -222,7 +225,7 @@ class FeaturesConfig(Section):
 
     sources: tuple[SourceConfig, ...] = (SourceConfig(path="features"),)  # joined side by side
     audio: SourceConfig | None = None  # a further one, whose temporal end points are its own
-    store: str = "store"  # written by `shine features pack`: a folder or any fsspec URL
+    store: Place = "store"  # written by `shine features pack`: a folder or any fsspec URL
     # How training reads it: mapped into memory, a store elsewhere from one copy on each node; one
     # copy in the memory of each GPU; or streamed by ranges, with no copy of the whole.
     feed: Literal["mapped", "resident", "streamed"] = "mapped"
@@ -272,7 +275,7 @@ class TextConfig(Section):
     word_vectors: str | None = None  # table of a simulated world; relative to data.root
     # Texts that `shine text encode` has encoded, each once: a folder or any fsspec URL. What
     # precomputed and hugging_face train on; relative to data.root.
-    store: str = "texts"
+    store: Place = "texts"
     # Hugging Face: a folder, or a name on the hub; CLIP, or an encoder such as BERT or T5.
     model: str = "openai/clip-vit-base-patch32"
     gpu: bool = False  # one GPU per worker that encodes

@@ -15,6 +15,7 @@ from shine.data.resident import ResidentStore
 from shine.data.sources import located
 from shine.data.store import FeatureStore, RangeStore, verify_once
 from shine.data.text import TextTable, open_texts
+from shine.data.text_store import TextStore
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
 from shine.storage import is_url
@@ -126,7 +127,7 @@ class Source:
 
 
 def check_files(config: Config) -> None:
-    """The features of a store on this machine are those that were packed; read in full but once.
+    """The stores on this machine hold what was packed and encoded; read in full but once.
 
     Of one elsewhere, a copy is checked while it is made. A streamed store is not read in full.
 
@@ -136,6 +137,8 @@ def check_files(config: Config) -> None:
     features = located(config)
     if features.feed != "streamed" and not is_url(features.store):
         verify_once(FeatureStore.open(features.store), cache_folder(config))
+    if config.text.encoder != "lexical" and not is_url(config.text.store):
+        verify_once(TextStore.open(config, cache_folder(config)), cache_folder(config))
 
 
 def cache_folder(config: Config) -> Path:

@@ -23,6 +23,7 @@ from torch import Tensor
 from shine.data.layout import FORMAT, MANIFEST
 from shine.data.local_copy import default_cache, is_whole, local_copy
 from shine.data.shards import ShardFile, map_matrix
+from shine.data.text_store import TextStore
 from shine.errors import InputError
 from shine.files import sha256
 from shine.storage import Storage
@@ -224,8 +225,8 @@ class RangeStore(FeatureStore):
         return digest.hexdigest()
 
 
-def verify_once(store: FeatureStore, cache: Path) -> None:
-    """As `FeatureStore.verify`; files that passed before and were not changed since pass at once.
+def verify_once(store: FeatureStore | TextStore, cache: Path) -> None:
+    """As `store.verify`; files that passed before and were not changed since pass at once.
 
     Args:
         store: with its shards on this machine.

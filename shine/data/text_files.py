@@ -78,7 +78,8 @@ def text_files(config: Config, origins: Mapping[str, TextOrigin]) -> dict[str, P
     if missing:
         raise InputError(
             f"{len(missing)} of {len(paths)} files of text features are missing, the first is "
-            f"{missing[0]}; check text.folder, text.query_file and text.negative_file"
+            f"{missing[0]}; check text.folder, text.query_file and text.negative_file, or set "
+            f"text.encoder=hugging_face, which encodes any text"
         )
     return paths
 

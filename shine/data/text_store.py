@@ -25,6 +25,7 @@ from shine.config import Config, TextConfig
 from shine.data.local_copy import is_whole, local_copy
 from shine.data.shards import ShardFile, map_matrix, write_matrices
 from shine.errors import InputError
+from shine.files import sha256
 from shine.storage import Storage, is_url
 
 MANIFEST: Final = "manifest.json"
@@ -81,6 +82,7 @@ class TextStore:
 
     Args:
         url: where it is, for messages.
+        folder: of its files on this machine.
         manifest: of it.
         texts: one row for each, as in its Parquet file.
         matrices: of its shards, in the order of the manifest.
@@ -89,10 +91,12 @@ class TextStore:
     def __init__(
         self,
         url: str,
+        folder: Path,
         manifest: Mapping[str, Any],
         texts: pa.Table,
         matrices: Sequence[Float[np.ndarray, "_ width"]],
     ):
+        self.folder = folder
         self.manifest = manifest
         self.matrices = matrices
         self._url = url
@@ -132,20 +136,28 @@ class TextStore:
             folder = local_copy(storage, files, cache, key)
         for file in files:
             if not is_whole(folder / file.name, file):
-                raise InputError(
-                    f"{folder / file.name} is not as its manifest says; remove the store and run "
-                    f"`shine text encode` again"
-                )
+                raise _changed(folder / file.name)
+        content = (folder / texts.name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != texts.sha256:
+            raise _changed(folder / texts.name)
         matrices = [map_matrix(folder / shard.name) for shard in shards]
-        return cls(storage.shown, manifest, pq.read_table(folder / texts.name), matrices)
+        table = pq.read_table(io.BytesIO(content))
+        return cls(storage.shown, folder, manifest, table, matrices)
 
     @property
     def width(self) -> int:
         """Columns of a token."""
         return self.manifest["encoder"]["width"]
 
-    def __len__(self) -> int:
-        return len(self._texts)
+    def verify(self) -> None:
+        """Every shard is the one that was written.
+
+        Raises:
+            InputError: one was changed.
+        """
+        for shard in _shards(self.manifest):
+            if sha256(self.folder / shard.name) != shard.sha256:
+                raise _changed(self.folder / shard.name)
 
     def find(self, texts: Sequence[str]) -> Places:
         """Where `texts` lie.
@@ -363,6 +375,12 @@ def encoder_checksum(config: Config) -> dict[str, str]:
 def encoder_name(config: Config) -> str:
     """The name of the text encoder among the checksums of a run."""
     return f"text.encoder={config.text.encoder}"
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"{path} is not as its manifest says; remove the store and run `shine text encode` again"
+    )
 
 
 def _check_identity(where: str, stored: Identity, wanted: Identity) -> None:

@@ -78,10 +78,11 @@ def test_an_equal_text_has_its_first_place_and_queries_come_before_negatives(roo
 
 
 def test_half_a_character_is_told(root, tmp_path):
-    row = records(root, "train")[0] | {"query": "a \ud800 door"}
+    row = records(root, "train")[0] | {"recomposed_queries": ["a", "a \ud800 door", "c"]}
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
+    alone = ("data.validation={}", "data.tests={}", "evaluate.negatives=null")
     with pytest.raises(InputError, match="half a character of UTF-16"):
-        needed_texts(load_config(None, [f"data.root={tmp_path}"]))
+        needed_texts(tiny_config(tmp_path, *alone))
 
 
 def config(root, *overrides):

@@ -9,7 +9,7 @@ from s3_server import serving_s3
 from tiny import tiny_config, tiny_data
 
 from shine.config import load_config
-from shine.data.loading import Source
+from shine.data.loading import Source, check_files
 from shine.data.text import LexicalEncoder, TextTable
 from shine.data.text_files import file_identity, needed_texts
 from shine.data.text_models import ModelEncoder
@@ -200,9 +200,7 @@ def test_the_store_of_another_encoder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"another encoder's \(dtype 'float16', not 'float32'\)"):
         TextWriter(text_storage(config), {**IDENTITY, "dtype": "float32"})
     for override in ("text.dtype=float32", "text.normalize=false", "text.width=5"):
-        with pytest.raises(
-            InputError, match=f"expected {override[:9]}"
-        ):
+        with pytest.raises(InputError, match=f"expected {override[:9]}"):
             TextStore.open(at(tmp_path / "texts", override), tmp_path)
     with pytest.raises(InputError, match=r"expected text.encoder=hugging_face, got precomputed"):
         TextStore.open(at(tmp_path / "texts", "text.encoder=hugging_face"), tmp_path)
@@ -216,9 +214,7 @@ def test_texts_that_the_store_lacks_are_counted_and_the_table_stays_whole(tmp_pa
     table = TextTable(TextStore.open(config, tmp_path), 32)
     table.add(["a"])
     for _ in range(2):
-        with pytest.raises(
-            InputError, match=r"2 of 3 texts are not .*first is 'new'; run `shine"
-        ):
+        with pytest.raises(InputError, match=r"2 of 3 texts are not .*first is 'new'; run `shine"):
             table.add(["a", "b", "new", "new", "other"])
     tokens, mask = table.gather(table.add(["b", "a"]))
     np.testing.assert_array_equal(tokens[0, mask[0]], vectors("b").astype(np.float32))
@@ -235,6 +231,45 @@ def test_a_store_with_a_file_cut_or_gone_is_refused(tmp_path, name):
     path.unlink()
     with pytest.raises(InputError, match="is not as its manifest says"):
         TextStore.open(config, tmp_path)
+
+
+def test_a_store_with_a_changed_file_is_refused(tmp_path):
+    config = at(tmp_path / "texts")
+    written(config, ["a", "b"])
+    shard = next((tmp_path / "texts").glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[content.index(vectors("a").tobytes())] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{shard.name} is not as its manifest says"):
+        TextStore.open(config, tmp_path).verify()
+    table = next((tmp_path / "texts").glob("texts-*"))
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{table.name} is not as its manifest says"):
+        TextStore.open(config, tmp_path)
+
+
+def test_a_run_does_not_begin_on_a_changed_store(tmp_path):
+    root = tiny_data(tmp_path / "data")
+    folder = tiny_clip(tmp_path / "clip")
+    config = tiny_config(
+        root, "text.encoder=hugging_face", f"text.model={folder}", f"features.cache={tmp_path}"
+    )
+    store_texts(config)
+    check_files(config)
+    shard = next((root / "texts").glob("shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match="is not as its manifest says"):
+        check_files(config)
+
+
+def test_a_password_in_a_url_is_refused_unseen(tmp_path):
+    with pytest.raises(InputError, match=r"text.store: needs .* without a password") as error:
+        at("ftp://user:hidden@host/texts")
+    assert "hidden" not in str(error.value)
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):
@@ -296,9 +331,7 @@ def test_training_on_a_model_gets_the_tokens_that_the_model_gives(tmp_path):
     root = tiny_data(tmp_path / "data")
     folder = tiny_clip(tmp_path / "clip")
     config = tiny_config(root, "text.encoder=hugging_face", f"text.model={folder}")
-    with pytest.raises(
-        InputError, match="no text store in .*: make it with `shine text"
-    ):
+    with pytest.raises(InputError, match="no text store in .*: make it with `shine text"):
         Source.open(config)
     manifest = store_texts(config)
     assert manifest["encoder"]["model"] == str(folder)
