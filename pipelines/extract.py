@@ -21,6 +21,7 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from cluster.connection import connect
+from cluster.size import data_workers
 from pipelines.stage import run_stage
 from shine.config import Config, ExtractConfig
 from shine.errors import InputError
@@ -172,7 +173,12 @@ def _extracted(
         started = time.monotonic()
         seconds = 0.0
         stage = run_stage(
-            tables, ExtractVideos, arguments, _num_workers(settings), num_cpus=settings.threads
+            tables,
+            ExtractVideos,
+            arguments,
+            _num_workers(settings),
+            num_cpus=settings.threads,
+            gpu=settings.gpu,
         )
         for done, table in enumerate(stage, 1):
             record = json.loads(table["record"][0].as_py())
@@ -183,13 +189,15 @@ def _extracted(
 
 
 def _num_workers(settings: ExtractConfig) -> int:
-    """Workers that the connected cluster has room for, at least one."""
-    import ray
+    """Workers that were asked for, as many as the connected cluster has room for.
 
-    if settings.workers is not None:
-        return settings.workers
-    kind, share = ("GPU", 1) if settings.gpu else ("CPU", settings.threads)
-    return max(1, int(ray.cluster_resources().get(kind, 0)) // share)
+    Raises:
+        InputError: they need GPUs and there are none.
+    """
+    room = max(1, data_workers() // settings.threads)
+    if settings.gpu:
+        room = min(room, data_workers(gpu=True))
+    return min(room, settings.workers or room)
 
 
 def _located(config: Config) -> ExtractConfig:

@@ -37,7 +37,7 @@ def root(tmp_path):
 
 def config(root, model, annotations="", **changes):
     (root / "train.jsonl").write_text(annotations)
-    section = {"model": str(model), "batch_size": 4, **changes}
+    section = {"model": str(model), "batch_size": 4, "workers": 1, **changes}
     data = {"root": str(root)}
     features = {"sources": [{"path": "features"}], "dtype": "float32", "normalize": False}
     return Config.model_validate({"data": data, "extract": section, "features": features})
@@ -55,7 +55,7 @@ def annotation(vid, seconds):
 
 @pytest.mark.ray
 def test_videos_become_a_store_and_are_read_once(ray_cluster, root, model, shine):
-    arguments = [f"data.root={root}", f"extract.model={model}", "extract.batch_size=4"]
+    arguments = [f"data.root={root}", f"extract.model={model}", "extract.workers=2"]
     status, out, err = shine("features", "extract", "--json", *arguments)
     result = json.loads(out)
     assert status == 2
@@ -99,9 +99,12 @@ def test_videos_become_a_store_and_are_read_once(ray_cluster, root, model, shine
 def test_a_model_that_cannot_be_loaded_is_one_sentence_and_leaves_no_trace(
     ray_cluster, root, model, shine
 ):
-    status, _, err = shine("features", "extract", f"data.root={root}", "extract.model=./nothing")
+    status, _, err = shine(
+        "features", "extract", f"data.root={root}", "extract.model=./nothing", "extract.workers=1"
+    )
     assert status == 2
     assert err.startswith("extracting features shine: extract.model=./nothing: cannot be loaded:")
+    assert "set gpu=false" in refused(config(root, model, gpu=True))
     assert extract(config(root, model))["num_videos"] == 3  # of settings that differ
 
 
@@ -208,3 +211,25 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     rows, (record,) = found_videos(Storage(tmp_path, ""))
     assert [row["vid"] for row in rows] == ["w"]
     assert "is the name of 2 files (v.mkv, v.mp4); rename" in record["refused"]
+
+
+def test_what_workers_did_before_a_stop_is_not_done_again(root, model):
+    """A stopped job leaves files and their records; the lines are written from these."""
+    settings = config(root, model)
+    videos, out = root / "videos", root / "features"
+    for bad in ("sound.mp4", "empty.avi"):
+        (videos / bad).unlink()
+    files = sorted(path.name for path in videos.iterdir() if path.suffix != ".txt")
+    rows = [
+        {"vid": name.rpartition(".")[0], "file": name, "bytes": (videos / name).stat().st_size}
+        for name in files
+    ]
+    worker(section(videos, out, model))(pa.Table.from_pylist(rows))
+    assert not (out / "extract.jsonl").exists()
+    asked = settings.extract.model_dump(include={"model", "revision", "frames_per_clip", "dtype"})
+    (out / "extract.json").write_text(json.dumps({**asked, "clip_seconds": 1.0}))
+    found = extract(settings)
+    assert (found["num_videos"], found["num_read"]) == (3, 0)
+    assert sorted(lines(root)) == ["phone", "slides", "steady"]
+    assert not list((out / "extract.records").iterdir())
+    assert extract(settings) == found
