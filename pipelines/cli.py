@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from pipelines.commands import checkpoint, data, features, negatives, runs, text, world
+from pipelines.commands import checkpoint, data, doctor, features, negatives, runs, text, world
 from shine.errors import InputError, Stopped
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ Settings live in the file that --config names; any of them can be overridden wit
 )
 for command in (runs.quickstart, runs.train, runs.evaluate, runs.ablate, runs.predict):
     app.command()(command)
+app.command()(doctor.doctor)
 for name, group in {
     "data": data,
     "features": features,

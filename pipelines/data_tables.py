@@ -108,17 +108,16 @@ def convert_lines(result: Mapping[str, Any], out: Path) -> list[RenderableType]:
     ]
 
 
-def doctor_lines(findings: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
-    """The findings of `shine.doctor`, one line each, and what to do about those that are not ok."""
+def doctor_lines(findings: Sequence[Mapping[str, Any]], ready: bool) -> list[RenderableType]:
+    """The findings of `shine.doctor`, what to do about those that are not ok, and the verdict."""
     lines: list[RenderableType] = []
+    told = ""
     for finding in findings:
-        lines.append(
-            Text.assemble(
-                (f"{finding['status']:<11}", _MARKS[finding["status"]]),
-                (f"{finding['part']:<20} ", "bold"),
-                printable(finding["found"]),
-            )
-        )
-        if finding["advice"]:
-            lines.append(Text(f"{'':<32} {printable(finding['advice'])}", style="dim"))
-    return lines
+        head = Text(f"{finding['status']:<11}", style=_MARKS[finding["status"]])
+        found = Text(printable(f"{finding['part']}: {finding['found']}"))
+        lines.append(head.append_text(found))
+        if finding["advice"] and finding["advice"] != told:
+            lines.append(Text(f"{'':<11}{printable(finding['advice'])}", style="dim"))
+        told = finding["advice"]
+    verdict = "training could start" if ready else "training could not start"
+    return [*lines, Text(f"\n{verdict}", style="green" if ready else "bold red")]

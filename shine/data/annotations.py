@@ -235,7 +235,7 @@ def parse(
     moments: list[Moment] = []
     windows = record.get("relevant_windows")
     for window in windows if isinstance(windows, list) else ():
-        moment = _moment(window, duration)
+        moment = _moment(window, duration if duration and duration > 0 else None)
         if isinstance(moment, Defect):
             defects.append(moment)
         else:

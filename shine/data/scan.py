@@ -5,7 +5,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -220,10 +219,9 @@ class _Columns:
 
     def arrays(self) -> dict[str, Any]:
         """The columns by name."""
-        columns = chain(self.numbers.items(), self._seconds.items())
-        return {name: np.asarray(column) for name, column in columns} | {
-            "negative_masked": np.asarray(self._masked).astype(bool)
-        }
+        whole = {name: np.asarray(column).view(np.int64) for name, column in self.numbers.items()}
+        seconds = {name: np.asarray(column) for name, column in self._seconds.items()}
+        return whole | seconds | {"negative_masked": np.asarray(self._masked).view(np.bool_)}
 
 
 def repeated(
