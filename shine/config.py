@@ -254,8 +254,8 @@ class ExtractConfig(Section):
     Relative folders start from `data.root`; each may be any fsspec URL.
     """
 
-    videos: str = "videos"  # one file per video; its name without the ending is the video's
-    out: str = "features"  # one {vid}.npy per video, and what is known of each
+    videos: Place = "videos"  # one file per video; its name without the ending is the video's
+    out: Place = "features"  # one {vid}.npy per video, and what is known of each
     # Of the CLIP or SigLIP family: a name on the Hugging Face hub, or a folder.
     model: str = "openai/clip-vit-base-patch32"
     revision: str = "main"  # branch, tag or commit on the hub
