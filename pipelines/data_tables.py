@@ -30,7 +30,7 @@ def check_lines(report: Mapping[str, Any]) -> list[RenderableType]:
     if features := report["features"]:
         lines += ["", *_feature_lines(features)]
     if refused := report["refused"]:
-        lines.append(Text(f"\n{refused} defects are refused", style="bold red"))
+        lines.append(Text(f"\ndefects that are refused: {refused}", style="bold red"))
     else:
         lines.append(Text("\nnothing is refused", style="green"))
     return lines
@@ -54,7 +54,7 @@ def _as_defect(overlap: Mapping[str, Any]) -> dict[str, Any]:
     names = " and ".join(Path(file).name for file in overlap["files"])
     return {
         "count": overlap["videos"],
-        "title": f"videos, with {overlap['pairs']} (video, query) pairs, in {names}",
+        "title": f"shared videos, shared (video, query) pairs: {overlap['pairs']}; {names}",
         **{name: overlap[name] for name in ("severity", "action", "examples")},
         "files": {},
     }

@@ -17,7 +17,6 @@ from shine.data.text_files import TextOrigin, needed_texts, text_files
 from shine.data.text_store import TextStore, read_manifest, text_storage
 from shine.errors import InputError
 from shine.language.negatives import read_negatives
-from shine.llm.client import read_key
 
 Status = Literal["ok", "missing", "mismatched", "not needed"]
 
@@ -161,7 +160,8 @@ def _negatives(config: Config) -> Iterator[Finding]:
 
 def _generation(config: Config) -> Iterator[Finding]:
     """What `shine negatives generate` needs, where it has to be run."""
-    from shine.language.tagging import load_tagger
+    from shine.language.tagging import load_tagger  # heavy, and seldom asked for
+    from shine.llm.client import read_key
 
     settings = config.negatives
     try:

@@ -1,0 +1,109 @@
+import json
+
+import pytest
+from tiny import tiny_config, tiny_data
+
+from shine.data.annotations import read_annotations, write_jsonl
+
+ROW = {"qid": "a", "vid": "v", "query": "a b", "duration": 9.0, "relevant_windows": [[1, 2]]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny_data(tmp_path_factory.mktemp("tiny") / "data")
+
+
+def settings(tmp_path, config):
+    path = tmp_path / "run.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    return settings(tmp_path, tiny_config(root))
+
+
+def test_a_check_of_files_shows_a_table_and_exits_with_what_training_would_do(shine, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [ROW, ROW | {"qid": "b", "relevant_windows": [[1, 11]]}])
+    write_jsonl(tmp_path / "b.jsonl", [ROW, ROW | {"relevant_windows": [[3, 3]]}])
+    status, out, _ = shine("data", "check", tmp_path / "a.jsonl")
+    text = " ".join(out.split())
+    assert status == 0
+    assert "moment that ends after its video" in text
+    assert "a.jsonl, line 2, query b: ends 2 s after its video" in text
+    assert "nothing is refused" in text
+    status, out, _ = shine("data", "check", tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    text = " ".join(out.split())
+    assert status == 2
+    assert "b.jsonl, line 2, query a: the moment [3.0, 3.0] is empty" in text
+    assert "shared videos, shared" in text
+    assert "b.jsonl, line 1, query a: also line 1, query a of the other" in text
+    assert "defects that are refused: 1" in text
+
+
+def test_a_check_speaks_json_whatever_it_finds(shine, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"qid": NaN}\nnothing\n')
+    status, out, _ = shine("data", "check", tmp_path / "a.jsonl", "--json")
+    report = json.loads(out)
+    assert status == 2
+    assert {entry["kind"]: entry["count"] for entry in report["defects"]} == {
+        "malformed": 1,
+        "missing": 1,
+        "value": 1,
+    }
+    assert all(entry["action"] and entry["severity"] for entry in report["defects"])
+
+
+def test_a_check_cannot_be_made_to_steer_the_terminal(shine, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [ROW | {"qid": "\x1b[31m", "duration": "\x1b]0;x\x07"}])
+    _, out, _ = shine("data", "check", tmp_path / "a.jsonl")
+    assert "\x1b" not in out
+
+
+def test_a_check_of_a_configuration_compares_with_its_features(shine, root, config, tmp_path):
+    status, out, _ = shine("data", "check", "--config", config)
+    text = " ".join(out.split())
+    assert status == 0
+    assert "features of 12 of 12 videos in" in text
+    assert "1 s per clip (median; 1 to 1), stated 1 s; 0 videos deviate" in text
+    status, out, _ = shine("data", "check", root / "val.jsonl", "--config", config, "--json")
+    (file,) = json.loads(out)["files"]
+    assert (status, file["role"]) == (0, "validation val")
+    wrong = settings(tmp_path, tiny_config(root, "features.store=none", "features.sources=[none]"))
+    status, out, _ = shine("data", "check", "--config", wrong)
+    assert status == 2
+    assert "features that cannot be used" in " ".join(out.split())
+
+
+def test_a_check_of_nothing_is_told(shine):
+    status, _, err = shine("data", "check")
+    assert (status, "name annotation files, or a configuration" in err) == (2, True)
+
+
+def test_text_lines_are_converted_with_durations(shine, tmp_path):
+    source, out = tmp_path / "sta.txt", tmp_path / "new" / "sta.jsonl"
+    source.write_text("V1 0.0 6.9##a person sits.\nV1 40 50##late\nV2 1 2##x\n")
+    status, _, err = shine("data", "convert", source, "--out", out)
+    assert (status, "--durations FILE" in err) == (2, True)
+    (tmp_path / "s.csv").write_text("vid,seconds\nV1,30.5\nV2,4\n")
+    command = ("data", "convert", source, "--durations", tmp_path / "s.csv", "--out", out)
+    status, text, _ = shine(*command)
+    assert status == 0
+    told = " ".join(text.split())
+    assert "sta.txt, line 2, query V1_1: the moment [40.0, 50.0] starts at or after" in told
+    assert "2 rows of text lines, 1 left out" in told
+    assert [row.qid for row in read_annotations(out)] == ["V1_0", "V2_0"]
+    status, text, _ = shine(*command, "--json")
+    result = json.loads(text)
+    assert (result["rows"], result["num_left_out"], len(result["left_out"])) == (2, 1, 1)
+
+
+def test_a_doctor_says_whether_training_could_start(shine, config, root):
+    status, out, _ = shine("doctor", "--config", config)
+    assert (status, "training could start" in out) == (0, True)
+    status, out, _ = shine("doctor", "--config", config, "data.train=none.jsonl", "--json")
+    told = json.loads(out)
+    assert (status, told["ready"]) == (2, False)
+    (train,) = [one for one in told["findings"] if one["part"] == "train"]
+    assert (train["status"], train["found"]) == ("missing", str(root / "none.jsonl"))
