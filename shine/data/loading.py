@@ -10,10 +10,10 @@ import torch
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import Annotation, read_annotations
 from shine.data.dataset import Dataset
-from shine.data.local_copy import default_cache
+from shine.data.local_copy import default_cache, verify_once
 from shine.data.resident import ResidentStore
 from shine.data.sources import located
-from shine.data.store import FeatureStore, RangeStore, verify_once
+from shine.data.store import FeatureStore, RangeStore
 from shine.data.text import TextTable, open_texts
 from shine.data.text_store import TextStore
 from shine.errors import InputError

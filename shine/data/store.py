@@ -5,7 +5,6 @@ end to end), `videos-*.parquet` (where each video lies) and `manifest.json`, wri
 without it was never finished and is not read.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -23,7 +22,6 @@ from torch import Tensor
 from shine.data.layout import FORMAT, MANIFEST
 from shine.data.local_copy import default_cache, is_whole, local_copy
 from shine.data.shards import ShardFile, map_matrix
-from shine.data.text_store import TextStore
 from shine.errors import InputError
 from shine.files import sha256
 from shine.storage import Storage
@@ -223,25 +221,6 @@ class RangeStore(FeatureStore):
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
         return digest.hexdigest()
-
-
-def verify_once(store: FeatureStore | TextStore, cache: Path) -> None:
-    """As `store.verify`; files that passed before and were not changed since pass at once.
-
-    Args:
-        store: with its shards on this machine.
-        cache: a folder that remembers.
-    """
-    stats = [Path(store.folder, shard["name"]).stat() for shard in store.manifest["shards"]]
-    seen = [str(Path(store.folder).resolve()), store.manifest]
-    seen += [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
-    marker = cache / "verified" / hashlib.sha256(json.dumps(seen).encode()).hexdigest()
-    if marker.exists():
-        return
-    store.verify()
-    with contextlib.suppress(OSError):  # without a cache, it is checked again
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.touch()
 
 
 def padded(

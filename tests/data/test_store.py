@@ -10,8 +10,9 @@ import torch
 from s3_server import serving_s3
 from stores import LENGTHS, copied, write_store
 
+from shine.data.local_copy import verify_once
 from shine.data.resident import ResidentStore
-from shine.data.store import FeatureStore, RangeStore, padded, verify_once
+from shine.data.store import FeatureStore, RangeStore, padded
 from shine.errors import InputError
 from shine.storage import Storage
 
