@@ -52,7 +52,7 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
     simulated = simulated_note(config)
     vids = annotated_videos(config)
 
-    def run(
+    def by_workers(
         settings: FeaturesConfig, widths: Sequence[int], units: Sequence[Unit]
     ) -> Iterator[Packed]:
         import ray
@@ -72,7 +72,10 @@ def pack(config: Config, on_progress: Progress = lambda done, total: None) -> di
                     yield packed
         remove_copies()
 
-    return pack_store(config, vids, simulated, run=run)
+    places = located(config)
+    if any(name.startswith("memory:") for name in (places.store, *(p.path for p in places.parts))):
+        return pack_store(config, vids, simulated)  # no other process sees this memory
+    return pack_store(config, vids, simulated, run=by_workers)
 
 
 def annotated_videos(config: Config) -> list[str]:

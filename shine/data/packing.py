@@ -238,15 +238,16 @@ def stored_clips(
             f"{where}: the numbers of clips differ too much to be of one stride ({found}); extract "
             f"all with clips of {config.clip_seconds:g} s, or set clip_seconds of the source"
         )
+    parts = [part[: min(lengths)] for part in parts]
     if config.normalize:
         parts = [unit_rows(part) for part in parts]
-    clips = np.concatenate([part[: min(lengths)] for part in parts], axis=1)
-    if np.abs(clips).max() > np.finfo(config.dtype).max:
+    largest = max(max(part.max(), -part.min()) for part in parts)
+    if largest > np.finfo(config.dtype).max:
         raise InputError(
-            f"{where}: {np.abs(clips).max():.3g} does not fit {config.dtype}; set "
+            f"{where}: {largest:.3g} does not fit {config.dtype}; set "
             f"features.dtype=float32 or features.normalize=true"
         )
-    return clips.astype(config.dtype)
+    return np.concatenate(parts, axis=1, dtype=config.dtype, casting="same_kind")
 
 
 def _pooled(clips: np.ndarray, source: SourceConfig, clip_seconds: float, where: str) -> np.ndarray:
@@ -321,6 +322,12 @@ def pack_store(
     if not shards:
         raise InputError(f"no video could be packed; the first reason: {refused[0].reason}")
     storage = open_store(settings.store)
+    present = storage.names()
+    if missing := sorted({shard.file.name for shard in shards}.difference(present)):
+        raise InputError(
+            f"{storage.shown} lost {missing[0]} while it was packed, to another job that packs to "
+            f"the same store; let that one end, then pack again"
+        )
     manifest = _write_manifest(storage, shards, config.features, widths, simulated)
     kept = {manifest["videos"]["name"], *(shard["name"] for shard in manifest["shards"])}
     for name in storage.names():

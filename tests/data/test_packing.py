@@ -592,3 +592,17 @@ def test_a_signed_url_is_not_repeated_in_the_manifest(tmp_path):
     made(tmp_path, 1)
     described = packing._described(SourceConfig(path="https://host/raw.h5?X-Signature=secret"))
     assert described == "https://host/raw.h5"
+
+
+def test_shards_that_another_job_removed_are_missed(tmp_path, small_units):
+    videos = made(tmp_path)
+
+    def run(config, widths, units):
+        yield from pack_units(config, widths, units)
+        next((tmp_path / "store").glob("shard-00001-*")).unlink()
+
+    config = feature_config(tmp_path)
+    with pytest.raises(InputError, match="lost shard-00001-.*another job"):
+        pack_store(config, videos, run=run)
+    pack_store(config, videos)
+    FeatureStore.open(tmp_path / "store").verify()

@@ -12,6 +12,7 @@ from shine.data.packing import pack_store, source_widths
 from shine.data.planted import WorldConfig, make_world
 from shine.data.store import FeatureStore
 from shine.errors import InputError
+from shine.storage import Storage
 
 SMALL = WorldConfig(train_rows=300, validation_rows=4, test_rows=4)
 
@@ -79,6 +80,17 @@ def test_a_source_that_a_worker_cannot_read_ends_the_work_with_a_sentence(ray_cl
     config = tiny_config(root, "features.sources=[raw.h5]", f"features.width={WIDTH}")
     with pytest.raises(InputError, match=r"raw\.h5: cannot be read: it is damaged or not whole"):
         pack(config)
+
+
+def test_memory_is_packed_by_the_process_that_has_it(root):
+    url = f"memory://{root.parent.name}"
+    expected = pack(tiny_config(root, f"features.store={url}/store"))
+    for path in (root / "features").iterdir():
+        Storage(f"{url}/raw", "").write(path.name, path)
+    config = tiny_config(root, f"features.sources=['{url}/raw']", "features.store=again")
+    assert pack(config)["shards"] == expected["shards"]
+    assert Storage(f"{url}/store", "").exists(expected["shards"][0]["name"])
+    FeatureStore.open(root / "again").verify()
 
 
 def test_the_width_is_that_of_the_first_file_that_can_be_read(tmp_path):
