@@ -52,9 +52,12 @@ def _file_table(files: Sequence[Mapping[str, Any]]) -> Table:
 def _as_defect(overlap: Mapping[str, Any]) -> dict[str, Any]:
     """What two files share, as a row of the table of defects."""
     names = " and ".join(Path(file).name for file in overlap["files"])
+    title = f"shared videos, shared (video, query) pairs: {overlap['pairs']}"
+    if overlap["other_durations"]:
+        title += f", videos of different durations: {overlap['other_durations']}"
     return {
         "count": overlap["videos"],
-        "title": f"shared videos, shared (video, query) pairs: {overlap['pairs']}; {names}",
+        "title": f"{title}; {names}",
         **{name: overlap[name] for name in ("severity", "action", "examples")},
         "files": {},
     }

@@ -3,11 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
+from encoded import store_texts
 from tiny import tiny_config, tiny_data
 
 from shine import doctor
 from shine.data.annotations import write_jsonl
 from shine.data.loading import Source
+from shine.data.text_files import needed_texts
 from shine.doctor import could_train, examine
 from shine.errors import InputError
 
@@ -187,6 +189,40 @@ def test_a_text_store_needs_files_or_a_package_and_is_told_so(root, monkeypatch)
     findings = examine(tiny_config(root, "text.encoder=hugging_face"))
     package = only(findings, "package transformers")
     assert (package.status, package.advice) == ("missing", "install shine-grounding[models]")
+
+
+def renamed(root, split):
+    """Another sentence in the first row of a split."""
+    records = [json.loads(line) for line in (root / f"{split}.jsonl").read_text().splitlines()]
+    records[0]["query"] = f"a new sentence of {split}"
+    write_jsonl(root / f"{split}.jsonl", records)
+
+
+def test_texts_that_a_store_lacks_are_told(root):
+    (root / "text_features").mkdir()
+    config = tiny_config(root, "text.encoder=precomputed")
+    for origin in needed_texts(config).values():
+        name = config.text.query_file if origin.level is None else config.text.negative_file
+        path = root / "text_features" / name.format(qid=origin.qid, level=origin.level)
+        np.savez(path, last_hidden_state=np.ones((3, 8), np.float32))
+    findings = examine(config)
+    assert parts(findings)["text files"] == "ok"
+    assert not could_train(findings)
+    store_texts(config)
+    findings = examine(config)
+    assert parts(findings)["text store"] == "ok"
+    assert could_train(findings)
+    renamed(root, "test")
+    findings = examine(config)
+    assert parts(findings, "missing") == {"text of tests": "missing"}
+    assert could_train(findings)
+    Source.open(config).training()
+    renamed(root, "val")
+    findings = examine(config)
+    assert only(findings, "text store").status == "mismatched"
+    assert not could_train(findings)
+    with pytest.raises(InputError, match="not in the text store"):
+        Source.open(config).validation()
 
 
 def test_a_key_is_told_by_its_name_and_never_shown(root, monkeypatch):

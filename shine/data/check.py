@@ -275,7 +275,8 @@ def _spread(values: Float[np.ndarray, " value"]) -> dict[str, float] | None:
 
 def _overlap(one: Scan, other: Scan) -> dict[str, Any] | None:
     """Videos and (video, query) pairs that two files share; None where they share none."""
-    videos = np.intersect1d(one.video, other.video)
+    videos, mine, theirs = np.intersect1d(one.video, other.video, return_indices=True)
+    other_durations = int((one.duration[mine] != other.duration[theirs]).sum())
     pairs, mine, theirs = np.intersect1d(one.pair, other.pair, return_indices=True)
     if not len(videos):
         return None
@@ -291,6 +292,7 @@ def _overlap(one: Scan, other: Scan) -> dict[str, Any] | None:
         "action": _shared(roles),
         "videos": len(videos),
         "pairs": len(pairs),
+        "other_durations": other_durations,
         "examples": [
             asdict(
                 Example(str(other.path), *there[b], f"also {', query '.join(here[a])} of the other")

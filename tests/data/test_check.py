@@ -254,7 +254,11 @@ def test_overlaps_are_judged_by_role(tmp_path):
     files = {}
     for name, vids in {"a": "xy", "b": "yz", "c": "zy", "d": "q"}.items():
         files[name] = tmp_path / name
-        write_jsonl(files[name], [{**ROW, "qid": f"{name}{vid}", "vid": vid} for vid in vids])
+        row = {**ROW, "duration": 10.5} if name == "c" else ROW
+        write_jsonl(
+            files[name],
+            [{**(row if vid == "z" else ROW), "qid": f"{name}{vid}", "vid": vid} for vid in vids],
+        )
     roles = ("train", "validation one", "test two", "test three")
     report = check(list(zip(roles, files.values(), strict=True)))
     assert [(o["roles"], o["videos"], o["pairs"], o["severity"]) for o in report["overlaps"]] == [
@@ -262,6 +266,7 @@ def test_overlaps_are_judged_by_role(tmp_path):
         (["train", "test two"], 1, 1, "warning"),
         (["validation one", "test two"], 2, 2, "warning"),
     ]
+    assert [overlap["other_durations"] for overlap in report["overlaps"]] == [0, 0, 1]
     example = report["overlaps"][0]["examples"][0]
     assert (example["place"], example["qid"]) == ("line 1", "by")
     assert "line 2, query ay" in example["detail"]
