@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -44,31 +46,29 @@ class Preprocessing:
         Raises:
             InputError: it does something else than resizing, cropping and normalising.
         """
-        size, crop = dict(processor.size), None
-        if processor.do_resize and size.get("height") and size.get("width"):
-            size = (size["height"], size["width"])
-        elif processor.do_resize and size.get("shortest_edge") and not size.get("longest_edge"):
-            size = size["shortest_edge"]
-        else:
-            raise InputError(f"the checkpoint resizes frames in a way not known here; {_ADVICE}")
+        named = dict(getattr(processor, "size", None) or {}) if processor.do_resize else {}
+        size, crop = named.get("shortest_edge"), None
+        if named.get("height") and named.get("width"):
+            size = (named["height"], named["width"])
         if getattr(processor, "do_center_crop", False):
             crop = (processor.crop_size["height"], processor.crop_size["width"])
-        fits = isinstance(size, tuple) if crop is None else min(_pair(size)) >= max(crop)
-        if not fits or processor.resample not in _RESAMPLING or getattr(processor, "do_pad", False):
+        known = (
+            not named.get("longest_edge")
+            and (isinstance(size, tuple) if crop is None else min(_pair(size or 0)) >= max(crop))
+            and processor.resample in _RESAMPLING
+            and not getattr(processor, "do_pad", False)
+        )
+        if size is None or not known:
             raise InputError(
-                f"the checkpoint crops, pads or resamples frames in a way not known here; {_ADVICE}"
+                f"the checkpoint resizes, crops or pads frames in a way not known here; {_ADVICE}"
             )
-        plain = ((0.0,) * 3, (1.0,) * 3)
         return cls(
             size,
             crop,
             _RESAMPLING[processor.resample],
             processor.rescale_factor if processor.do_rescale else 1.0,
-            *(
-                (tuple(processor.image_mean), tuple(processor.image_std))
-                if processor.do_normalize
-                else plain
-            ),
+            tuple(processor.image_mean) if processor.do_normalize else (0.0,) * 3,
+            tuple(processor.image_std) if processor.do_normalize else (1.0,) * 3,
         )
 
     def resized(self, rgb: UInt8[np.ndarray, "height width 3"]) -> UInt8[Tensor, "3 row column"]:
@@ -143,6 +143,12 @@ class Extractor:
             model, found = AutoModel.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, weights_only=True, **options
             )
+        except (UnpicklingError, SafetensorError):
+            # The message of torch may advise to execute the file.
+            raise InputError(
+                f"extract.model={name}: its weights are damaged or no plain numbers; get the "
+                f"checkpoint again"
+            ) from None
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(
@@ -158,7 +164,15 @@ class Extractor:
                 f"extract.model={name}: its weights lack {len(lacking)} of the parameters, such as "
                 f"{lacking[0]}; get the checkpoint again"
             )
-        return cls(model, Preprocessing.of(processor), batch_size=batch_size, device=device)
+        extractor = cls(model, Preprocessing.of(processor), batch_size=batch_size, device=device)
+        try:
+            extractor.clips([(np.zeros((32, 32, 3), np.uint8), 1)], 1)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"extract.model={name}: does not embed the frames that its checkpoint prepares: "
+                f"{' '.join(str(error).split())[:300]}; {_ADVICE}"
+            ) from None
+        return extractor
 
     @torch.inference_mode()
     def clips(

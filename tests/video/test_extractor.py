@@ -120,6 +120,32 @@ def test_weights_that_lack_parameters_are_refused_and_not_made_up(tmp_path):
         load(folder)
 
 
+def test_a_model_that_takes_other_frames_than_its_checkpoint_prepares_is_refused(tmp_path):
+    folder = save_model(tmp_path / "model")
+    sizes = {"size": {"shortest_edge": 48}, "crop_size": {"height": 48, "width": 48}}
+    processor(CLIPImageProcessorPil, **sizes).save_pretrained(folder)
+    with pytest.raises(InputError, match="does not embed the frames that its checkpoint prepares"):
+        load(folder)
+
+
+def test_a_preprocessor_file_of_the_first_release_is_read(tmp_path):
+    folder = save_model(tmp_path / "model")
+    expected = Preprocessing.of(processor(CLIPImageProcessorPil))
+    written = {
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "size": 32,
+        "crop_size": 32,
+        "resample": 3,
+        **{f"do_{step}": True for step in ("resize", "center_crop", "normalize")},
+        "image_mean": expected.mean,
+        "image_std": expected.std,
+    }
+    image = picture(48, 64)
+    before = load(folder).clips([(image, 1)], 1)
+    (folder / "preprocessor_config.json").write_text(json.dumps(written))
+    np.testing.assert_array_equal(load(folder).clips([(image, 1)], 1), before)
+
+
 class Bomb:
     def __reduce__(self):
         return (exec, ("raise SystemExit('executed')",))
@@ -134,7 +160,16 @@ def test_weights_of_torch_are_read_without_executing_them(tmp_path):
     found = load(folder).clips([(picture(48, 64), 1)], 1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     torch.save({**weights, "extra": Bomb()}, folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="its weights are damaged or no plain numbers"):
+        load(folder)
+
+
+@pytest.mark.parametrize("length", [0, 7, 900, -40])
+def test_weights_that_are_cut_are_refused(tmp_path, length):
+    folder = save_model(tmp_path / "model")
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:length])
+    with pytest.raises(InputError, match=r"extract\.model="):
         load(folder)
 
 
