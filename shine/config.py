@@ -487,6 +487,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
+        if self.features.store == self.text.store:
+            raise ValueError(
+                f"features.store and text.store need two places, got {self.text.store!r} for both"
+            )
         model, loss = self.model, self.loss
         align_width = model.align_width if isinstance(model, MomentDetrConfig) else None
         if loss.align_weight and align_width is None:

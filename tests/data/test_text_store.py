@@ -272,6 +272,11 @@ def test_a_password_in_a_url_is_refused_unseen(tmp_path):
     assert "hidden" not in str(error.value)
 
 
+def test_clips_and_texts_do_not_share_a_place():
+    with pytest.raises(InputError, match="features.store and text.store need two places"):
+        at("store")
+
+
 def test_a_manifest_of_another_format_is_refused(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
