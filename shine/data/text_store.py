@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,8 +65,11 @@ class Places:
 
     def then(self, other: "Places") -> "Places":
         """These places, and the others after them."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Places(*(np.concatenate(pair) for pair in pairs))
+        return Places(
+            np.concatenate([self.matrix, other.matrix]),
+            np.concatenate([self.start, other.start]),
+            np.concatenate([self.length, other.length]),
+        )
 
     def cut(self, most: int) -> "Places":
         """The same places with at most so many rows."""
