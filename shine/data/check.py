@@ -129,7 +129,7 @@ def with_roles(files: Sequence[Path], config: Config | None) -> list[tuple[str, 
 
     Args:
         files: their roles are those in the configuration; without one, the first is for training
-            and the others are tests. None: all of the configuration.
+            and the others are tests. None at all: those of the configuration.
         config: of a run.
     """
     known = [] if config is None else config_files(config)

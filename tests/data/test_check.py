@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores import copied
 from tiny import tiny_config, tiny_data
 
 from shine.data.annotations import read_annotations, write_jsonl
@@ -380,6 +381,15 @@ def test_without_a_store_the_raw_features_are_counted(root, tmp_path):
     raw = run_check(tiny_config(root, "features.store=none"))["features"]
     assert raw["place"].endswith("features")
     assert {**raw, "place": ""} == {**packed, "place": ""}
+
+
+def test_a_store_elsewhere_is_asked_where_its_videos_lie_alone(root, tmp_path):
+    here = run_check(tiny_config(root))
+    place = copied(root / "store", "memory://checked")
+    there = run_check(tiny_config(root, f"features.store={place}", f"features.cache={tmp_path}"))
+    assert there["features"]["place"] == place
+    assert {**there, "features": {**here["features"]}} == here
+    assert not list(tmp_path.iterdir())
 
 
 def test_features_that_cannot_be_used_are_told_by_video(root, tmp_path):
