@@ -15,12 +15,13 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import serving_s3
 from safetensors.numpy import save_file
 
-from shine.config import SourceConfig
+from shine.config import Config, SourceConfig, load_config
 from shine.data import arrays
 from shine.data.pooling import num_pooled, pool_clips
 from shine.data.sources import VideoRefused, open_source, remove_copies
@@ -200,6 +201,33 @@ def test_a_file_elsewhere_is_copied_once_and_until_nobody_reads_it(tmp_path, mon
     del first, second
     remove_copies()
     assert not copy.exists()
+
+
+def test_a_path_stands_for_a_source_and_comes_back_as_one():
+    sources = ["rgb", {"path": "raw.h5", "file": "{vid}/c3d"}, {"path": "x", "clip_seconds": 0.5}]
+    config = load_config(None, [f"features.sources={json.dumps(sources)}", "features.audio=pann"])
+    assert config.features.model_dump(mode="json")["sources"] == sources
+    assert config.features.parts[0] == SourceConfig(path="rgb")
+    assert [part.path for part in config.features.parts] == ["rgb", "raw.h5", "x", "pann"]
+    again = load_config(None, [f"features.sources={json.dumps(sources)}", "features.audio=pann"])
+    assert Config.model_validate(yaml.safe_load(again.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("sources", "says"),
+    [
+        ("[{pth: a}]", "unknown key 'features.sources.0.pth'; .*'features.sources.0.path'"),
+        ("[{path: a, file: x.npy}]", r"features.sources.0.file: needs \{vid\} in it"),
+        ("[{path: a, pool: sum}]", "features.sources.0.pool"),
+        ("[a, a]", "needs one or more sources, none twice"),
+        ("[]", "needs one or more sources"),
+        ("['ftp://me:secret@host/raw']", "a path or URL without a password"),
+    ],
+)
+def test_a_source_that_is_misspelt_is_told(sources, says):
+    with pytest.raises(InputError, match=says) as told:
+        load_config(None, [f"features.sources={sources}"])
+    assert "secret" not in str(told.value)
 
 
 def test_a_source_that_is_none_is_told(tmp_path):
