@@ -14,6 +14,7 @@ from shine.data.dataset import Dataset, collate
 from shine.data.sampler import GlobalBatch
 
 AHEAD: Final = 2  # batches that wait for the step, beside the one that is being made
+_TRIES: Final = 1000  # at the end of a thread, of 10 ms each
 _Item = TypeVar("_Item")
 
 
@@ -71,9 +72,11 @@ def ahead(items: Iterable[_Item], most: int = AHEAD) -> Generator[_Item]:
             raise one.error
     finally:
         stopped.set()
-        while thread.is_alive():  # it may wait for a place
+        for _ in range(_TRIES):  # it may wait for a place; one that a storage holds is left behind
             _drain(made)
             thread.join(0.01)
+            if not thread.is_alive():
+                break
 
 
 @dataclass(frozen=True, slots=True)
