@@ -151,6 +151,9 @@ def _check_chunks(dataset: h5py.Dataset, filters: list[int], grid: list[int]) ->
 class Lmdb:
     """An lmdb, opened: values are the bytes of npy or npz files. For one process.
 
+    The library trusts the pages in the file: one that was cut is told, one whose pages were damaged
+    in place may end the process.
+
     Args:
         path: of the file, or of its folder.
         where: what to call it.
@@ -169,7 +172,8 @@ class Lmdb:
                 str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
             )
             pages = self._environment.info()["last_pgno"] + 1
-            whole = pages * self._environment.stat()["psize"] <= file.stat().st_size
+            self._size = file.stat().st_size
+            whole = pages * self._environment.stat()["psize"] <= self._size
         except (lmdb.Error, *UNREADABLE) as error:
             raise _damaged(where, error) from None
         if not whole:  # a page behind the end of the file would end the process
@@ -186,7 +190,11 @@ class Lmdb:
         try:
             with self._environment.begin(buffers=True) as transaction:
                 value = transaction.get(name.encode())
-                return None if value is None else parse_matrix(value, self._key, _FORM, where)
+                if value is None:
+                    return None
+                if len(value) > min(self._size, MAX_BYTES):
+                    raise InputError(f"{where}: a value of {len(value)} bytes, which is too many")
+                return parse_matrix(value, self._key, _FORM, where)
         except lmdb.Error as error:
             raise _damaged(where, error) from None
 
