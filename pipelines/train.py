@@ -28,6 +28,7 @@ from shine.data.text_store import encoder_checksum
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 from shine.files import sha256, write_whole
+from shine.tracking import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,7 @@ def train_run(config: Config, folder: Path, on_record: OnRecord = lambda record:
     """
     config = config.rooted(Path(config.data.root))
     folder = folder.resolve()
+    check_trackers(config.tracking)
     checksums = _checksums(config)
     run = _begin(config, folder, checksums)
     if run.get("status") == "finished":

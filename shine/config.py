@@ -472,6 +472,18 @@ class EvaluateConfig(Section):
     bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples of an interval; 0: none
 
 
+class TrackingConfig(Section):
+    """Where the curves of `metrics.jsonl` are shown besides.
+
+    Servers and keys are named by the environment of the workers (`MLFLOW_TRACKING_URI`,
+    `WANDB_API_KEY`, `WANDB_MODE` and their like), not here.
+    """
+
+    tensorboard: bool = True  # event files in the folder `tensorboard` of the run
+    mlflow: str | None = None  # an experiment; needs the package mlflow
+    wandb: str | None = None  # a project; needs the package wandb
+
+
 class Config(Section):
     """A run configuration."""
 
@@ -484,6 +496,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

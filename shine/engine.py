@@ -36,6 +36,7 @@ from shine.metrics.average_precision import average_precision
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
 from shine.prediction import predict
+from shine.tracking import tracking
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,10 @@ def train(config: Config, folder: Path, backend: Backend, feed: Feed = collated_
     order = RunOrder(dataset, config, position.step)
     steps = order.steps_of_an_epoch
     share = {"rank": backend.rank, "world_size": backend.world_size, "device": backend.device}
-    with contextlib.closing(feed(dataset, order, **share)) as batches:
+    with (
+        contextlib.closing(feed(dataset, order, **share)) as batches,
+        tracking(config, folder, position.step, rank=backend.rank) as track,
+    ):
         for epoch in range(position.step // steps, settings.epochs):
             started, waited = time.monotonic(), 0.0
             rate = learning_rate(settings, epoch)
@@ -213,6 +217,7 @@ def train(config: Config, folder: Path, backend: Backend, feed: Feed = collated_
             }
             if log is not None:
                 log.append(record)
+            track(record)
             at = position
             backend.report(record, lambda path, at=at: save_checkpoint(path, model, optimizer, at))
 
