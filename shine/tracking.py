@@ -121,7 +121,7 @@ class TensorBoard:
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
-            self._write(step, summary=scalar(name, value))
+            self._write(step, summary=scalar(_plain(name), value))
         self._writer.flush()
 
     def close(self, finished: bool) -> None:
@@ -153,7 +153,7 @@ class MLflow:
         from mlflow.entities import Param  # pyright: ignore[reportMissingImports]
 
         settings = [
-            Param(_mlflow_name(name), str(value)[:_MLFLOW_VALUE])
+            Param(_plain(name), str(value)[:_MLFLOW_VALUE])
             for name, value in flattened(config.model_dump(mode="json")).items()
         ]
         for start in range(0, len(settings), _MLFLOW_BATCH):
@@ -166,7 +166,7 @@ class MLflow:
         from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
         now = int(1000 * time.time())
-        points = [Metric(_mlflow_name(name), value, now, step) for name, value in values.items()]
+        points = [Metric(_plain(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=points)
         self._last = step
 
@@ -303,8 +303,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _mlflow_name(name: str) -> str:
-    return re.sub(r"[^\w\-. /]", "_", name)  # all that its servers accept
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w\-./]", "_", name)  # R1@0.5 is no name for MLflow, nor for TensorBoard
 
 
 def _read_id(folder: Path, tracker: str) -> str | None:
