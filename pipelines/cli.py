@@ -34,7 +34,15 @@ app = typer.Typer(
 Settings live in the file that --config names; any of them can be overridden with section.key=value.
 """,
 )
-for command in (runs.quickstart, runs.train, runs.evaluate, runs.ablate, runs.predict):
+for command in (
+    runs.quickstart,
+    runs.train,
+    runs.evaluate,
+    runs.runs,
+    runs.report,
+    runs.ablate,
+    runs.predict,
+):
     app.command()(command)
 app.command()(doctor.doctor)
 for name, group in {

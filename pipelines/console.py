@@ -31,7 +31,9 @@ results = Console()  # what a command was asked for
 console = Console(stderr=True)  # progress and mistakes
 
 _QUIET_SECONDS = 5.0  # between two plain lines
+_PACE_SECONDS = 6 * 3600.0  # the time left is estimated from these; epochs can be long
 _NAME_WIDTH = 26  # of what a line of an audit counts
+_STATE_STYLES = {"running": "green", "stopped": "yellow"}
 _SHOWN_MOMENTS = 5  # of a query; --json has all
 
 
@@ -43,6 +45,7 @@ class Tracker:
         self._bar = bar
         self._task = None if bar is None else bar.add_task(title, total=None, note="")
         self._spoken = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when, and how much was done then
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` steps are behind us.
@@ -52,12 +55,22 @@ class Tracker:
             total: steps in all.
             note: what there is to say of the latest one.
         """
+        self._first = self._first or (time.monotonic(), done)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif done == total or time.monotonic() - self._spoken > _QUIET_SECONDS:
             self._spoken = time.monotonic()
-            line = f"{self._title}: {done}/{total} {note}".rstrip()
+            line = f"{self._title}: {done}/{total} {note}{self._left(done, total)}".rstrip()
             console.print(line, highlight=False, soft_wrap=True)
+
+    def _left(self, done: int, total: int) -> str:
+        """The time left at the pace so far, once two updates tell one."""
+        assert self._first is not None
+        started, before = self._first
+        if not before < done < total:
+            return ""
+        seconds = (time.monotonic() - started) / (done - before) * (total - done)
+        return f" | {ago(seconds)} left"
 
 
 @contextmanager
@@ -75,7 +88,7 @@ def tracked(title: str) -> Iterator[Tracker]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, speed_estimate_period=_PACE_SECONDS) as bar:
         yield Tracker(title, bar)
 
 
@@ -88,6 +101,88 @@ def training_note(record: Mapping[str, Any]) -> str:
     ]
     parts.append(f"{record['samples_per_second']:.0f} queries/s")
     return " | ".join(parts)
+
+
+def validation_table(history: Sequence[Mapping[str, Any]], best_epoch: int | None) -> Table | None:
+    """What the validation splits said of the best epoch and the last, in percent.
+
+    Args:
+        history: lines of `metrics.jsonl`.
+        best_epoch: of the checkpoint that counts.
+
+    Returns:
+        None for a run without validation splits.
+    """
+    last = history[-1]["epoch"]
+    shown = [line for line in history if line["epoch"] in (best_epoch, last)]
+    names = list(dict.fromkeys(name for line in shown for name in line["validation"]))
+    if not names:
+        return None
+    metrics = (*METRICS, "mAP")
+    table = Table(title="Validation, in percent")
+    for heading in ("split", "epoch"):
+        table.add_column(heading, no_wrap=True)
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for name in names:
+        for line in shown:
+            epoch = f"{line['epoch']} (best)" if line["epoch"] == best_epoch else f"{line['epoch']}"
+            scores = line["validation"].get(name, {})
+            values = [f"{100 * scores[m]:.1f}" if m in scores else "-" for m in metrics]
+            table.add_row(name, epoch, *values)
+        table.add_section()
+    return table
+
+
+def runs_lines(listing: Mapping[str, Any]) -> list[RenderableType]:
+    """Runs one below the other, and what is to be said of those that are not finished or broken."""
+    lines: list[RenderableType] = []
+    if runs := listing["runs"]:
+        table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+        table.add_column("run", overflow="fold", min_width=12)
+        table.add_column("state", no_wrap=True)
+        for heading in ("epochs", "score"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("seed", justify="right", no_wrap=True)
+        table.add_column("backbone", no_wrap=True)
+        table.add_column("rows/s", justify="right", no_wrap=True)
+        table.add_column("last line", no_wrap=True)
+        for run in runs:
+            of = "" if run["epochs_of"] is None else f"/{run['epochs_of']}"
+            rate = run["samples_per_second"]
+            table.add_row(
+                Text(printable(run["folder"])),
+                Text(printable(run["state"]), _STATE_STYLES.get(run["state"], "")),
+                f"{run['epochs']}{of}",
+                _best(run),
+                "-" if run["seed"] is None else str(run["seed"]),
+                Text(printable(run["backbone"])),
+                "-" if rate is None else f"{rate:.0f}",
+                f"{ago(run['silent_seconds'])} ago",
+            )
+        lines.append(table)
+    if any(run["state"] == "stopped" for run in runs):
+        lines.append(
+            "stopped: not finished, and silent for much longer than its epochs take; the command "
+            "that began a run continues it"
+        )
+    lines += [Text(f"broken: {printable(one['reason'])}", style="red") for one in listing["broken"]]
+    return lines or ["no runs found; `shine train` makes one"]
+
+
+def _best(run: Mapping[str, Any]) -> str:
+    """The score that chose the checkpoint and its epoch, or what chose it instead."""
+    if run["score"] is not None:
+        return f"{run['score']:.4f} @ {run['best_epoch']}"
+    return {"finished": "last epoch", "imported": "published"}.get(run["state"], "-")
+
+
+def ago(seconds: float) -> str:
+    """A duration in its largest unit: `40 s`, `5 min`, `3 h`, `2 days`."""
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} days"
 
 
 def evaluation_table(evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -197,8 +292,7 @@ def _marked(query: str, negative: str) -> Text:
     from shine.pages import marked
 
     words = [
-        Text(printable(word), "bold yellow" if new else "")
-        for word, new in marked(query, negative)
+        Text(printable(word), "bold yellow" if new else "") for word, new in marked(query, negative)
     ]
     return Text(" ").join(words) if words else Text("(no word)", style="dim")
 

@@ -28,13 +28,11 @@ from shine.data.text_store import encoder_checksum
 from shine.engine import METRICS_FILE, LocalBackend, checkpoint_name, local_device, train
 from shine.errors import InputError
 from shine.files import sha256, write_whole
+from shine.runs import CONFIG_FILE, ENVIRONMENT_FILE, RUN_FILE
 from shine.tracking import check_trackers
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
-RUN_FILE = "run.json"
-ENVIRONMENT_FILE = "environment.json"
 OnRecord = Callable[[Mapping[str, Any]], None]  # one line of metrics.jsonl
 _PACKAGES = ("torch", "ray", "numpy", "spacy", "pyarrow", "safetensors")
 

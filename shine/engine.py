@@ -36,11 +36,10 @@ from shine.metrics.average_precision import average_precision
 from shine.metrics.recall import METRICS, per_query, top1_iou
 from shine.models import build_model
 from shine.prediction import predict
+from shine.runs import METRICS_FILE
 from shine.tracking import tracking
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @runtime_checkable

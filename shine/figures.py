@@ -54,7 +54,11 @@ _STYLE: dict[str, Any] = {
 
 
 def interval_plot(
-    series: Sequence[Sequence[Interval | None]], categories: Sequence[str], label: str
+    series: Sequence[Sequence[Interval | None]],
+    categories: Sequence[str],
+    label: str,
+    *,
+    styles: Sequence[int],
 ) -> str:
     """Figures in percent with their intervals, one group per category, one marker per run.
 
@@ -62,6 +66,7 @@ def interval_plot(
         series: per run, its figure in each category; None where there is none.
         categories: names under the groups.
         label: what the plot shows, for readers who do not see it.
+        styles: per run, the number of its colour and marker.
     """
 
     def draw(axes: "Axes") -> None:
@@ -72,7 +77,8 @@ def interval_plot(
                 if figure is None:
                     continue
                 value = 100 * figure["value"]
-                style: dict[str, Any] = {"color": _color("run", run), "marker": _marker(run)}
+                look = styles[run]
+                style: dict[str, Any] = {"color": _color("run", look), "marker": _marker(look)}
                 if figure["low"] is not None and figure["high"] is not None:
                     ends = [100 * figure["low"], 100 * figure["high"]]
                     axes.plot([place + shift] * 2, ends, color=style["color"], linewidth=2)
@@ -90,6 +96,7 @@ def curve_plot(
     series: Sequence[tuple[Sequence[float], Sequence[float]]],
     label: str,
     *,
+    styles: Sequence[int],
     best: Sequence[int | None],
     percent: bool = False,
 ) -> str:
@@ -98,6 +105,7 @@ def curve_plot(
     Args:
         series: per run, epochs and values.
         label: what the plot shows, for readers who do not see it.
+        styles: per run, the number of its colour and dashes.
         best: per run, the epoch to mark with a ring.
         percent: values are fractions, to be drawn in percent.
     """
@@ -106,8 +114,9 @@ def curve_plot(
         scale = 100 if percent else 1
         for run, (epochs, values) in enumerate(series):
             scaled = [scale * value for value in values]
-            few = {"marker": _marker(run), "markersize": 3} if len(scaled) < 3 else {}
-            axes.plot(epochs, scaled, color=_color("run", run), linestyle=_line(run), **few)
+            look = styles[run]
+            few = {"marker": _marker(look), "markersize": 3} if len(scaled) < 3 else {}
+            axes.plot(epochs, scaled, color=_color("run", look), linestyle=_line(look), **few)
             if (ring := best[run]) is not None and ring in epochs:
                 at = list(epochs).index(ring)
                 axes.plot(
@@ -116,7 +125,7 @@ def curve_plot(
                     marker="o",
                     markersize=7,
                     markerfacecolor="none",
-                    color=_color("run", run),
+                    color=_color("run", look),
                 )
         axes.set_xlabel("epoch")
         axes.locator_params(axis="x", integer=True)

@@ -1,7 +1,13 @@
-"""Finished runs told on one page: a single HTML file that needs nothing beside it."""
+"""Runs told on one page: a single HTML file that needs nothing beside it.
+
+Curves need `shine train` alone, results `shine evaluate`. Runs that differ in their seed alone are
+one setting: they share a colour, a line in the legend, and a line in the table over seeds.
+"""
 
 import json
 import math
+import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 
 from shine import figures
 from shine.errors import InputError
 from shine.files import write_whole
-from shine.metrics.recall import top1_iou
+from shine.metrics.recall import METRICS, top1_iou
 from shine.metrics.summary import Comparison, Evaluation, Interval, Queries, compare
 from shine.pages import environment, marked
+from shine.runs import Run, flattened, read_json, read_run_folder
 
 SPLITS = {
     "test_trivial": ("Test-trivial", "new videos, pairs of words seen in training"),
@@ -26,6 +32,9 @@ SPLITS = {
     "val_trivial": ("Validation, trivial", "held out of the training videos"),
     "val_composition": ("Validation, composition", "held-out pairs of words"),
 }
+GAP = "composition_gap"
+TITLES = {name: title for name, (title, _) in SPLITS.items()} | {GAP: "Composition gap"}
+SEED_METRICS = (*METRICS, "mAP")  # of the table over seeds
 LOSSES = {
     "loss/total": "total",
     "loss/span": "span: distance of start and end",
@@ -40,17 +49,27 @@ LOSSES = {
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a finished run folder holds."""
+class Shown(Run):
+    """A run as the page shows it."""
 
-    folder: Path
     label: str
-    state: Mapping[str, Any]  # run.json
-    config: str  # config.yaml
-    environment: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]  # lines of metrics.jsonl
-    evaluation: Evaluation
+    style: int  # number of its colour; the runs of one setting share it
+    evaluation: Evaluation | None
     examples: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs whose configuration and data differ in nothing but `train.seed`."""
+
+    label: str
+    style: int
+    runs: Sequence[Shown]  # one for each seed
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Of the runs that have one."""
+        return [run.evaluation for run in self.runs if run.evaluation is not None]
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class SeedRow:
+    """One setting in the table over seeds."""
+
+    setting: Setting
+    cells: Sequence[Cell | None]
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """Settings under one heading of the table over seeds."""
+
+    name: str
+    rows: Sequence[SeedRow]
+
+
+@dataclass(frozen=True)
 class Group:
     """Rows of the results under one heading."""
 
@@ -85,14 +120,15 @@ def write_report(
     runs: Sequence[Path],
     out: Path,
     *,
-    title: str = "SHINE: baseline and hard negatives compared",
+    title: str = "SHINE: runs compared",
     notes: Sequence[str] = (),
     commands: Sequence[str] = (),
     max_examples: int = 9,
 ) -> Path:
-    """One HTML page about finished, evaluated runs is at `out`, and its path comes back.
+    """One HTML page about runs is at `out`, and its path comes back.
 
-    The first run is the one that the others are compared with. Equal folders give equal pages.
+    The first evaluated run is the one that the others are compared with. A run that is not
+    finished or not evaluated is shown as far as it came. Equal folders give equal pages.
 
     Args:
         runs: run folders, at least one.
@@ -103,109 +139,211 @@ def write_report(
         max_examples: queries whose saliency curves are drawn.
 
     Raises:
-        InputError: a folder is not a finished and evaluated run.
+        InputError: a folder is not a run, or one of its files is damaged.
     """
-    if not runs:
-        raise InputError("a report needs at least one run folder, got none")
-    loaded = _label([_read_run(Path(folder)) for folder in runs])
-    comparisons = [compare(loaded[0].evaluation, run.evaluation) for run in loaded[1:]]
-    groups = _results(loaded, comparisons)
+    shown = _read_runs(runs)
+    settings = _settings(shown)
+    evaluated = [run for run in shown if run.evaluation is not None]
+    trained = [run for run in shown if run.history]
+    evaluations = [run.evaluation for run in evaluated if run.evaluation is not None]
+    comparisons = [compare(evaluations[0], other) for other in evaluations[1:]]
+    groups = _results(evaluations, comparisons)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             title=title,
-            notes=notes,
-            runs=loaded,
-            simulated=sorted({text for run in loaded if (text := run.evaluation["simulated"])}),
+            notes=[*notes, *_shortcomings(shown)],
+            runs=shown,
+            evaluated=evaluated,
+            trained=trained,
+            shown_settings=settings,
+            simulated=_simulated(shown),
             groups=groups,
             num_changes=sum(len([c for c in row.changes if c]) for g in groups for row in g.rows),
-            sentences=_sentences(loaded, comparisons),
-            bootstrap=loaded[0].evaluation["bootstrap"],
-            negatives=sorted({text for run in loaded if (text := run.evaluation["negatives"])}),
-            overview=_overview(loaded),
-            losses=_loss_curves(loaded),
-            validation=_validation_curves(loaded),
-            examples=_examples(loaded, max_examples),
-            commands=commands or _commands(loaded),
-            settings=_different_settings(loaded),
-            environment=_environment_rows(loaded),
-            changed_files=_changed_files(loaded),
+            sentences=_sentences(evaluated, comparisons),
+            seeds=_seed_groups(settings),
+            seed_metrics=SEED_METRICS,
+            bootstrap=evaluations[0]["bootstrap"] if evaluations else None,
+            negatives=sorted({text for one in evaluations if (text := one["negatives"])}),
+            overview=_overview(evaluated),
+            losses=_loss_curves(trained),
+            validation=_validation_curves(trained),
+            examples=_examples(shown, max_examples),
+            commands=commands or _commands(shown),
+            settings=_different_settings(shown),
+            environment=_environment_rows(shown),
+            changed_files=_changed_files(shown),
             dashes=[" ".join(map(str, dashes)) for dashes in figures.DASHES],
             num_styles=figures.NUM_STYLES,
         )
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, page)
+    except OSError as error:
+        raise InputError(f"cannot write the report {out}: {error.strerror}") from None
     return out
+
+
+def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
+    """The figures of the page as data: `runs` with those of each, `settings` with those over seeds.
+
+    Raises:
+        InputError: a folder is not a run, or one of its files is damaged.
+    """
+    shown = _read_runs(runs)
+    return {
+        "simulated": _simulated(shown),
+        "runs": [
+            {
+                "folder": str(run.folder),
+                "label": run.label,
+                "status": run.status,
+                "score": run.score,
+                "best_epoch": run.best_epoch,
+                "splits": {
+                    name: split["metrics"]
+                    for name, split in (run.evaluation["splits"] if run.evaluation else {}).items()
+                },
+            }
+            for run in shown
+        ],
+        "settings": [
+            {
+                "label": setting.label,
+                "seeds": [run.settings["train"]["seed"] for run in setting.runs],
+                "splits": _over_seeds(setting),
+            }
+            for setting in _settings(shown)
+        ],
+    }
 
 
 # Reading
 
 
-def _read_run(folder: Path) -> Run:
-    state = _read(folder / "run.json", f"train it with `shine train --out {folder}`")
-    if state.get("status") != "finished":
-        raise InputError(f"{folder}: expected a finished run, got one that is {state['status']}")
-    evaluation = _read(folder / "evaluation.json", f"write it with `shine evaluate {folder}`")
+def _read_runs(folders: Sequence[Path]) -> list[Shown]:
+    if not folders:
+        raise InputError("a report needs at least one run folder, got none")
+    distinct = {folder.resolve(): folder for folder in folders}
+    runs = [read_run_folder(folder) for folder in distinct.values()]
+    keys = [_setting_key(run) for run in runs]
+    styles = {key: style for style, key in enumerate(dict.fromkeys(keys))}
+    return [
+        Shown(
+            **vars(run),
+            label=label,
+            style=styles[key],
+            evaluation=_read_evaluation(run.folder),
+            examples=_read_examples(run.folder),
+        )
+        for run, label, key in zip(runs, _labels(runs), keys, strict=True)
+    ]
+
+
+def _read_evaluation(folder: Path) -> Evaluation | None:
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return None
+    evaluation = read_json(path, f"write it with `shine evaluate {folder}`")
     missing = Evaluation.__required_keys__ - evaluation.keys()
     for split in evaluation.get("splits", {}).values():
         missing |= Queries.__required_keys__ - split["queries"].keys()
     if missing:
         raise InputError(
-            f"{folder / 'evaluation.json'}: lacks {sorted(missing)}; "
-            f"write it again with `shine evaluate {folder}`"
+            f"{path}: lacks {sorted(missing)}; write it again with `shine evaluate {folder}`"
         )
-    examples = folder / "examples.json"
-    lines = _text(folder / "metrics.jsonl", "it is written by `shine train`").splitlines()
-    return Run(
-        folder=folder,
-        label=state["name"],
-        state=state,
-        config=_text(folder / "config.yaml", "it is written by `shine train`"),
-        environment=_read(folder / "environment.json", "it is written by `shine train`"),
-        history=[_parse(line, folder / "metrics.jsonl") for line in lines if line.strip()],
-        evaluation=evaluation,
-        examples=_read(examples, "") if examples.exists() else [],
-    )
+    return evaluation
 
 
-def _text(path: Path, remedy: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path}: expected a file of a finished run; {remedy}") from None
+def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
+    path = folder / "examples.json"
+    return read_json(path, f"write it with `shine evaluate {folder}`") if path.exists() else []
 
 
-def _read(path: Path, remedy: str) -> Any:
-    return _parse(_text(path, remedy), path)
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The names of the runs; equal ones are told apart by as much of their folders as it takes."""
+    labels = []
+    for run in runs:
+        parts = run.folder.resolve().parts
+        same = [other.folder.resolve().parts for other in runs if other.name == run.name]
+        lengths = range(1, len(parts) + 1)
+        length = next(n for n in lengths if sum(o[-n:] == parts[-n:] for o in same) == 1)
+        tail = "/".join(parts[-length:])
+        if len(same) == 1:
+            labels.append(run.name)
+        else:
+            labels.append(tail if parts[-1] == run.name else f"{run.name} ({tail})")
+    return labels
 
 
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, got {error}") from None
+def _setting_key(run: Run) -> str:
+    """Equal for runs that differ in nothing but their seed; what tracks a run changes nothing."""
+    train = {key: value for key, value in run.settings["train"].items() if key != "seed"}
+    settings = {**run.settings, "train": train, "tracking": None}
+    own = str(run.folder) if run.status == "imported" else None
+    return json.dumps([settings, run.environment.get("checksums"), own], sort_keys=True)
 
 
-def _label(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one name are told apart by their folders."""
-    names = [run.label for run in runs]
-    return [
-        run
-        if names.count(run.label) == 1
-        else Run(**{**vars(run), "label": f"{run.label} ({run.folder.name})"})
+def _settings(runs: Sequence[Shown]) -> list[Setting]:
+    """The settings in the order of their first runs; a seed that comes twice counts once."""
+    found = []
+    for style in dict.fromkeys(run.style for run in runs):
+        by_seed: dict[int, Shown] = {}
+        for run in runs:
+            if run.style == style:
+                by_seed.setdefault(run.settings["train"]["seed"], run)
+        same = list(by_seed.values())
+        found.append(Setting(_shared_label(same), style, same))
+    return found
+
+
+def _shared_label(runs: Sequence[Shown]) -> str:
+    """What the labels of the runs of one setting begin with, without the word for the seed."""
+    if len(runs) == 1:
+        return runs[0].label
+    shared = os.path.commonprefix([run.label for run in runs])
+    shared = re.sub(r"[\W_]+(seed|s)?[\W_]*$|^seed$", "", shared, flags=re.I)
+    return shared or runs[0].folder.resolve().parent.name
+
+
+def _simulated(runs: Sequence[Shown]) -> list[str]:
+    texts = {
+        run.evaluation["simulated"] if run.evaluation else run.environment.get("simulated")
         for run in runs
-    ]
+    }
+    return sorted(text for text in texts if text)
+
+
+def _shortcomings(runs: Sequence[Shown]) -> list[str]:
+    """What the page cannot show of a run, and how it could."""
+    sentences = []
+    for run in runs:
+        if run.status == "running":
+            sentences.append(
+                f"{run.label} is not finished: {run.epochs} of {run.settings['train']['epochs']} "
+                f"epochs are written down."
+            )
+        elif run.evaluation is None:
+            sentences.append(
+                f"{run.label} is not evaluated, so that the results leave it out: "
+                f"shine evaluate {run.folder.name}"
+            )
+        if run.status == "imported":
+            sentences.append(
+                f"{run.label} was not trained here ({run.state['selection']}) and has no curves."
+            )
+    return sentences
 
 
 # Results
 
 
-def _results(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Group]:
+def _results(evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]) -> list[Group]:
     groups = []
-    for name in _ordered(run.evaluation["splits"] for run in runs):
-        splits = [run.evaluation["splits"].get(name) for run in runs]
+    for name in _ordered(one["splits"] for one in evaluations):
+        splits = [one["splits"].get(name) for one in evaluations]
         changes = [comparison["splits"].get(name) for comparison in comparisons]
         known = next(split for split in splits if split)
         title, note = SPLITS.get(name, (_plain(name), ""))
@@ -219,7 +357,7 @@ def _results(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Gro
             for metric in _first_seen(split["metrics"] for split in splits if split)
         ]
         groups.append(Group(title, f"{note}; {size}" if note else size, rows))
-    gaps = [run.evaluation["composition_gap"] for run in runs]
+    gaps = [one["composition_gap"] for one in evaluations]
     if any(gaps):
         rows = [
             _row(
@@ -231,16 +369,18 @@ def _results(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Gro
         ]
         note = "test-trivial minus novel composition, in points: the price of a new pair of words"
         groups.append(Group("Composition gap", note, rows))
-    groups += _sanity_groups(runs, comparisons)
+    groups += _sanity_groups(evaluations, comparisons)
     return groups
 
 
-def _sanity_groups(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Group]:
+def _sanity_groups(
+    evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison]
+) -> list[Group]:
     groups = []
-    for name in _ordered(run.evaluation["splits"] for run in runs):
+    for name in _ordered(one["splits"] for one in evaluations):
         sanity = [
-            split["saliency_sanity"] if (split := run.evaluation["splits"].get(name)) else {}
-            for run in runs
+            split["saliency_sanity"] if (split := one["splits"].get(name)) else {}
+            for one in evaluations
         ]
         changes = [
             split["saliency_sanity"] if (split := comparison["splits"].get(name)) else {}
@@ -298,10 +438,60 @@ def _ends(figure: Interval) -> tuple[float, float] | None:
     return None if low is None or high is None else (100 * low, 100 * high)
 
 
-def _sentences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]:
+def _over_seeds(setting: Setting) -> dict[str, dict[str, dict[str, Any]]]:
+    """Per split and figure the values of the seeds, their mean and their standard deviation.
+
+    The deviation (n - 1) is None for a single seed. The composition gap stands beside the splits.
+    """
+    tables = [
+        {name: split["metrics"] for name, split in one["splits"].items()}
+        | ({GAP: one["composition_gap"]} if one["composition_gap"] else {})
+        for one in setting.evaluations
+    ]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in _ordered(tables):
+        found[name] = {}
+        for metric in SEED_METRICS:
+            known = [t[name][metric]["value"] for t in tables if metric in t.get(name, {})]
+            values = [value for value in known if math.isfinite(value)]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else None
+                mean = statistics.fmean(values)
+                found[name][metric] = {"mean": mean, "spread": spread, "values": values}
+    return found
+
+
+def _seed_groups(settings: Sequence[Setting]) -> list[SeedGroup]:
+    """The table over seeds; none where every setting was trained with one."""
+    evaluated = [setting for setting in settings if setting.evaluations]
+    if all(len(setting.evaluations) < 2 for setting in evaluated):
+        return []
+    tables = [_over_seeds(setting) for setting in evaluated]
+    return [
+        SeedGroup(
+            TITLES.get(name, _plain(name)),
+            [
+                SeedRow(setting, [_seed_cell(table.get(name, {}).get(m)) for m in SEED_METRICS])
+                for setting, table in zip(evaluated, tables, strict=True)
+            ],
+        )
+        for name in _ordered(tables)
+    ]
+
+
+def _seed_cell(figure: Mapping[str, Any] | None) -> Cell | None:
+    if figure is None:
+        return None
+    mean = _points(100 * figure["mean"])
+    if figure["spread"] is None:
+        return Cell(figure["mean"], mean, "one seed")
+    low, high = (_points(100 * end) for end in (min(figure["values"]), max(figure["values"])))
+    return Cell(figure["mean"], f"{mean} ± {100 * figure['spread']:.1f}", f"{low} to {high}")
+
+
+def _sentences(runs: Sequence[Shown], comparisons: Sequence[Comparison]) -> list[str]:
     """R1@0.5 of every split in words, so that nobody reads more into the table than it holds."""
     sentences = []
-    first = runs[0]
     for run, comparison in zip(runs[1:], comparisons, strict=True):
         for name in _ordered([comparison["splits"]]):
             cell = _change(comparison["splits"][name]["metrics"]["R1@0.5"])
@@ -311,39 +501,38 @@ def _sentences(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[s
             moved = "higher" if cell.value > 0 else "lower"
             verdict = (
                 f"R1@0.5 of {run.label} is {abs(100 * cell.value):.1f} points {moved} than that of "
-                f"{first.label} (interval of the difference {cell.interval})."
+                f"{runs[0].label} (interval of the difference {cell.interval})."
                 if cell.marked
-                else f"R1@0.5 tells no difference between {run.label} and {first.label} "
+                else f"R1@0.5 tells no difference between {run.label} and {runs[0].label} "
                 f"({cell.text}, interval {cell.interval})."
             )
             sentences.append(f"{title}: {verdict}")
     return sentences
 
 
-def _overview(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
-    names = _ordered(run.evaluation["splits"] for run in runs)
+def _overview(runs: Sequence[Shown]) -> list[tuple[str, Markup]]:
+    splits = [run.evaluation["splits"] if run.evaluation else {} for run in runs]
+    names = _ordered(splits)
+    if not names:
+        return []
     titles = [SPLITS.get(name, (_plain(name), ""))[0] for name in names]
+    styles = [run.style for run in runs]
     plots = []
     for metric in ("R1@0.5", "R1@0.7", "mIoU"):
         series = [
-            [
-                split["metrics"].get(metric)
-                if (split := run.evaluation["splits"].get(name))
-                else None
-                for name in names
-            ]
-            for run in runs
+            [split["metrics"].get(metric) if (split := own.get(name)) else None for name in names]
+            for own in splits
         ]
         label = f"{metric} with 95 % intervals on {', '.join(titles)}; the table has the numbers"
         stacked = [title.replace(" ", "\n") for title in titles]
-        plots.append((metric, Markup(figures.interval_plot(series, stacked, label))))
+        plots.append((metric, Markup(figures.interval_plot(series, stacked, label, styles=styles))))
     return plots
 
 
 # Learning curves
 
 
-def _loss_curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
+def _loss_curves(runs: Sequence[Shown]) -> list[tuple[str, Markup]]:
     names = _ordered((line["train"] for run in runs for line in run.history), LOSSES)
     return [
         (
@@ -354,7 +543,7 @@ def _loss_curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
     ]
 
 
-def _validation_curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
+def _validation_curves(runs: Sequence[Shown]) -> list[tuple[str, Markup]]:
     names = _first_seen(line["validation"] for run in runs for line in run.history)
     curves = [
         (
@@ -374,20 +563,21 @@ def _validation_curves(runs: Sequence[Run]) -> list[tuple[str, Markup]]:
     return curves
 
 
-def _curves(runs: Sequence[Run], value: Any, label: str, *, percent: bool = False) -> Markup:
+def _curves(runs: Sequence[Shown], value: Any, label: str, *, percent: bool = False) -> Markup:
     series = []
     for run in runs:
         points = [(float(line["epoch"]), value(line)) for line in run.history]
         known = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
         series.append(([x for x, _ in known], [y for _, y in known]))
-    best = [run.state.get("best_epoch") if percent else None for run in runs]
-    return Markup(figures.curve_plot(series, label, best=best, percent=percent))
+    best = [run.best_epoch if percent else None for run in runs]
+    styles = [run.style for run in runs]
+    return Markup(figures.curve_plot(series, label, styles=styles, best=best, percent=percent))
 
 
 # Examples
 
 
-def _examples(runs: Sequence[Run], limit: int) -> list[dict[str, Any]]:
+def _examples(runs: Sequence[Shown], limit: int) -> list[dict[str, Any]]:
     """Queries that every run with examples shows, each with one plot per run."""
     shown = [run for run in runs if run.examples]
     if not shown:
@@ -403,7 +593,7 @@ def _spread(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return sorted(keys, key=lambda key: turn[key])
 
 
-def _example(runs: Sequence[Run], versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _example(runs: Sequence[Shown], versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     one = versions[0]
     values = [
         value
@@ -449,10 +639,11 @@ def _example(runs: Sequence[Run], versions: Sequence[Mapping[str, Any]]) -> dict
 # Reproduction
 
 
-def _commands(runs: Sequence[Run]) -> list[str]:
+def _commands(runs: Sequence[Shown]) -> list[str]:
     return [
         line
         for run in runs
+        if run.status != "imported"
         for line in (
             f"shine train --config {run.folder.name}/config.yaml --out {run.folder.name}-again",
             f"shine evaluate {run.folder.name}-again",
@@ -460,9 +651,9 @@ def _commands(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _different_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _different_settings(runs: Sequence[Shown]) -> list[tuple[str, list[str]]]:
     """Dotted keys whose values are not the same in all runs."""
-    flat = [dict(_flatten(yaml.safe_load(run.config) or {})) for run in runs]
+    flat = [flattened(run.settings) for run in runs]
     keys = _first_seen(flat)
     values = [
         (key, [_shown(settings[key]) if key in settings else "–" for settings in flat])
@@ -476,30 +667,29 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def _environment_rows(runs: Sequence[Shown]) -> list[tuple[str, list[str]]]:
     rows = [
-        ("checkpoint", [run.evaluation["checkpoint"] for run in runs]),
-        ("best epoch", [str(run.state.get("best_epoch")) for run in runs]),
-        ("epochs", [str(run.history[-1]["epoch"]) if run.history else "0" for run in runs]),
+        ("state", [run.status for run in runs]),
+        ("seed", [_seed(run) for run in runs]),
+        ("checkpoint", [str(run.state.get("best") or "–") for run in runs]),
+        ("chosen by", [str(run.state.get("selection") or "–") for run in runs]),
+        ("best epoch", [str(run.best_epoch or "–") for run in runs]),
+        ("epochs", [str(run.epochs) for run in runs]),
         ("training", [_training_time(run.history) for run in runs]),
-        ("seed", [str(run.environment.get("seed")) for run in runs]),
-        ("shine", [str(run.environment.get("shine")) for run in runs]),
-        ("git", [str(run.environment.get("git") or "–")[:12] for run in runs]),
-        ("python", [str(run.environment.get("python")) for run in runs]),
+        *(
+            (name, [str(run.environment.get(name) or "–")[:12] for run in runs])
+            for name in ("shine", "git", "python")
+        ),
     ]
     packages = [run.environment.get("packages") or {} for run in runs]
     return rows + [
         (name, [str(versions.get(name, "–")) for versions in packages])
         for name in _first_seen(packages)
     ]
+
+
+def _seed(run: Run) -> str:
+    return "–" if run.status == "imported" else str(run.settings["train"]["seed"])
 
 
 def _training_time(history: Sequence[Mapping[str, Any]]) -> str:
@@ -510,7 +700,7 @@ def _training_time(history: Sequence[Mapping[str, Any]]) -> str:
     return f"{seconds:.1f} s per epoch, {rate:,.0f} queries/s"
 
 
-def _changed_files(runs: Sequence[Run]) -> list[str]:
+def _changed_files(runs: Sequence[Shown]) -> list[str]:
     """Data files that some runs share by name but not by content."""
     checksums = [run.environment.get("checksums") or {} for run in runs]
     return [

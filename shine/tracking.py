@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from shine.config import Config, TrackingConfig
 from shine.errors import InputError
 from shine.files import write_whole
+from shine.runs import flattened
 
 logger = logging.getLogger(__name__)
 
@@ -290,17 +291,6 @@ class Sender:
                         self._title,
                         _reason(error),
                     )
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The innermost values by their dotted keys, as overrides name them."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= flattened(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def _plain(name: str) -> str:

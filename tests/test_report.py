@@ -9,7 +9,7 @@ import pytest
 from shine.config import Config
 from shine.errors import InputError
 from shine.metrics.summary import Answers, compare, evaluate_splits
-from shine.report import write_report
+from shine.report import compare_runs, write_report
 
 NASTY = 'a person </p><script>alert(1)</script> & opens $x_1$ "quietly"'
 VOID = {"meta", "line", "rect", "br", "path", "use", "hr", "img", "input", "link"}
@@ -395,23 +395,163 @@ def test_a_stopped_write_leaves_the_older_page(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("missing", ["run.json", "evaluation.json", "config.yaml"])
+@pytest.mark.parametrize("missing", ["run.json", "environment.json", "config.yaml"])
 def test_a_missing_file_is_named_with_the_remedy(tmp_path, missing):
     run = make_run(tmp_path / "run")
     (run / missing).unlink()
-    with pytest.raises(InputError, match=rf"{missing}: expected .*shine (train|evaluate)"):
+    with pytest.raises(InputError, match=rf"{missing}: expected .*shine train"):
         write_report([run], tmp_path / "report.html")
 
 
-def test_unfinished_broken_and_no_runs_are_refused(tmp_path):
+def test_broken_and_no_runs_are_refused(tmp_path):
     with pytest.raises(InputError, match="at least one run"):
         write_report([], tmp_path / "report.html")
     run = make_run(tmp_path / "run")
-    state = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**state, "status": "training"}))
-    with pytest.raises(InputError, match="expected a finished run, got one that is training"):
-        write_report([run], tmp_path / "report.html")
     (run / "run.json").write_text("{")
     with pytest.raises(InputError, match="expected JSON"):
         write_report([run], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the report .*: File exists"):
+        write_report([make_run(tmp_path / "run")], tmp_path / "file" / "report.html")
+
+
+def seed_runs(root, name, seeds, *, error_seconds=3.0, overrides=None):
+    """Runs of one setting, in folders as `shine ablate` makes them."""
+    return [
+        make_run(
+            root / name / f"seed{seed}",
+            name=f"seed{seed}",
+            seed=seed,
+            error_seconds=error_seconds,
+            overrides={**(overrides or {}), "train": {"seed": seed}},
+        )
+        for seed in seeds
+    ]
+
+
+def two_settings(root):
+    shine = {"loss": {"intra_weight": 1.0}}
+    return [
+        *seed_runs(root, "base", (0, 1, 2)),
+        *seed_runs(root, "full", (0,), error_seconds=2.0, overrides=shine),
+    ]
+
+
+def r1(run, split):
+    return json.loads((run / "evaluation.json").read_text())["splits"][split]["metrics"]["R1@0.5"]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_spread(tmp_path):
+    runs = two_settings(tmp_path)
+    out = write_report(runs, tmp_path / "report.html")
+    page = read(out)
+    assert page.errors == []
+    table = Page(out.read_text().split('aria-label="Table over seeds" tabindex="0">')[1])
+    values = 100 * np.array([r1(run, "novel_composition")["value"] for run in runs[:3]])
+    cell = f"{values.mean():.1f} ± {values.std(ddof=1):.1f} {values.min():.1f} to "
+    assert cell + f"{values.max():.1f}" in table.text
+    single = f"{100 * r1(runs[3], 'novel_composition')['value']:.1f} one seed"
+    assert single in table.text
+    assert "base (3 seeds)" in page.text
+    assert "base/seed0" in page.text
+    assert "The table over seeds tells what remains" in page.text
+
+
+def test_one_seed_each_has_no_table_over_seeds(tmp_path):
+    page = read(write_report(make_pair(tmp_path), tmp_path / "report.html"))
+    assert "Over seeds" not in page.text
+    assert "train both sides again with other seeds" in page.text
+
+
+def test_other_data_are_another_setting_and_other_trackers_are_not(tmp_path):
+    runs = seed_runs(tmp_path, "base", (0, 1), overrides={"tracking": {"wandb": "p"}})
+    runs += seed_runs(tmp_path, "more", (2,))
+    assert [s["seeds"] for s in compare_runs(runs)["settings"]] == [[0, 1, 2]]
+    environment = json.loads((runs[1] / "environment.json").read_text())
+    environment["checksums"]["train.jsonl"] = "cd" * 32
+    (runs[1] / "environment.json").write_text(json.dumps(environment))
+    assert [s["seeds"] for s in compare_runs(runs)["settings"]] == [[0, 2], [1]]
+
+
+def test_a_seed_that_comes_twice_counts_once(tmp_path):
+    runs = [*seed_runs(tmp_path, "one", (0, 1)), *seed_runs(tmp_path, "two", (1,))]
+    (setting,) = compare_runs([*runs, runs[0]])["settings"]
+    assert setting["seeds"] == [0, 1]
+    assert len(setting["splits"]["test_trivial"]["mIoU"]["values"]) == 2
+
+
+def test_the_comparison_as_data_has_the_figures_of_the_files(tmp_path):
+    runs = two_settings(tmp_path)
+    data = compare_runs(runs)
+    assert json.loads(json.dumps(data)) == data
+    assert data["simulated"] == ["planted world, seed 7"]
+    assert [run["label"] for run in data["runs"]] == [
+        "base/seed0",
+        "seed1",
+        "seed2",
+        "full/seed0",
+    ]
+    base, full = data["settings"]
+    values = [r1(run, "test_trivial")["value"] for run in runs[:3]]
+    figure = base["splits"]["test_trivial"]["R1@0.5"]
+    assert figure["values"] == values
+    assert figure["mean"] == pytest.approx(np.mean(values))
+    assert figure["spread"] == pytest.approx(np.std(values, ddof=1))
+    assert full["splits"]["composition_gap"]["R1@0.5"]["spread"] is None
+
+
+def test_runs_that_are_not_finished_or_not_evaluated_are_shown_as_far_as_they_came(tmp_path):
+    done, running, unevaluated = [
+        make_run(tmp_path / name, name=name, overrides={"train": {"epochs": 40, "batch_size": n}})
+        for n, name in enumerate(("done", "running", "unevaluated"), start=8)
+    ]
+    for run in (running, unevaluated):
+        (run / "evaluation.json").unlink()
+    (running / "run.json").write_text('{"name": "running", "status": "running", "best": null}')
+    page = read(write_report([running, unevaluated, done], tmp_path / "report.html"))
+    assert page.errors == []
+    assert "running is not finished: 12 of 40 epochs are written down." in page.text
+    assert "unevaluated is not evaluated" in page.text
+    assert "shine evaluate unevaluated" in page.text
+    assert page.data == pytest.approx(table_values([done]), abs=0)
+    curves = [v["aria-label"] for tag, v in page.tags if tag == "svg" and "over epochs" in str(v)]
+    assert len(curves) == 6
+    alone = read(write_report([running], tmp_path / "alone.html"))
+    assert alone.errors == []
+    assert "None of these runs is evaluated" in alone.text
+
+
+def test_imported_runs_are_compared_without_curves(tmp_path):
+    published = make_run(tmp_path / "published", name="published")
+    for name in ("metrics.jsonl", "environment.json"):
+        (published / name).unlink()
+    state = {
+        "name": "published",
+        "status": "imported",
+        "best": "checkpoint_published",
+        "best_epoch": 55,
+        "score": None,
+        "selection": "published checkpoint model_best.ckpt",
+    }
+    (published / "run.json").write_text(json.dumps(state))
+    ours = make_run(tmp_path / "ours", name="ours", seed=1)
+    page = read(write_report([published, ours], tmp_path / "report.html"))
+    assert page.errors == []
+    assert page.data == pytest.approx(table_values([published, ours]), abs=0)
+    assert "published was not trained here (published checkpoint model_best.ckpt)" in page.text
+    assert "shine train --config published" not in page.text
+    assert not re.search(r"\bnan\b|\bNone\b", page.text)
+    alone = read(write_report([published], tmp_path / "alone.html"))
+    assert alone.errors == []
+    assert "Learning curves" not in alone.text
+
+
+def test_runs_of_one_setting_share_a_colour(tmp_path):
+    html = write_report(two_settings(tmp_path), tmp_path / "report.html").read_text()
+    figure = html.split("<b>span: distance of start and end</b>")[1].split("</figure>")[0]
+    colours = re.findall(r"stroke: var\(--run-(\d)\)", figure)
+    assert sorted(colours) == ["0", "0", "0", "1"]

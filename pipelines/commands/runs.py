@@ -1,4 +1,4 @@
-"""The commands around a run: train, evaluate, ablate, predict, and the quickstart."""
+"""The commands around a run: train, evaluate, list, report, ablate, predict; the quickstart."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,8 +35,9 @@ def train(
 
     Example: shine train --config configs/world.yaml --out runs/baseline train.num_workers=2
     """
-    from pipelines.console import tracked, training_note
+    from pipelines.console import tracked, training_note, validation_table
     from pipelines.train import train_run
+    from shine.runs import read_run_folder
 
     settings = load_settings(config, overrides)
     with tracked(f"training {out.name}") as tracker:
@@ -48,9 +49,11 @@ def train(
             ),
         )
     score = "" if run["score"] is None else f", score {run['score']:.4f}"
+    table = validation_table(read_run_folder(out).history, run["best_epoch"])
     show(
         run,
         as_json,
+        *([] if table is None else [table]),
         f"{out}: {run['status']}, best epoch {run['best_epoch']}{score} ({run['selection']})",
         f"Next: shine evaluate {out}",
     )
@@ -97,6 +100,45 @@ def evaluate(
     evaluation = evaluate_run(answers)
     note = f"simulated: {evaluation['simulated']}" if evaluation["simulated"] else ""
     show(evaluation, as_json, evaluation_table({answers.name: evaluation}), note)
+
+
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER]...", help="Runs, or folders that hold runs."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs with their state, best score and pace, the latest first.
+
+    Example: shine runs runs/ablation
+    """
+    import time
+
+    from pipelines.console import runs_lines
+    from shine.runs import list_runs
+
+    listing = list_runs(folders or [Path("runs")], time.time())
+    show(listing, as_json, *runs_lines(listing))
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    out: OutFolder = Path("runs/report"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs on one HTML page: curves, results with intervals, and what differs.
+
+    The first evaluated run is the one that the others are compared with. Runs that differ in
+    train.seed alone share a colour and a line.
+
+    Example: shine report runs/baseline runs/shine --out runs/report
+    """
+    from shine.report import compare_runs, write_report
+
+    page = write_report(folders, out / "report.html")
+    result = {"report": str(page), **compare_runs(folders)}
+    show(result, as_json, f"Open {page} in a browser.")
 
 
 def ablate(
