@@ -4,6 +4,7 @@ Curves need `shine train` alone, results `shine evaluate`. Runs that differ in t
 one setting: they share a colour, a line in the legend, and a line in the table over seeds.
 """
 
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,7 @@ SPLITS = {
 }
 GAP = "composition_gap"
 TITLES = {name: title for name, (title, _) in SPLITS.items()} | {GAP: "Composition gap"}
+HEADLINE = "R1@0.5"  # of what is said in words
 SEED_METRICS = (*METRICS, "mAP")  # of the table over seeds
 LOSSES = {
     "loss/total": "total",
@@ -148,6 +150,7 @@ def write_report(
     evaluations = [run.evaluation for run in evaluated if run.evaluation is not None]
     comparisons = [compare(evaluations[0], other) for other in evaluations[1:]]
     groups = _results(evaluations, comparisons)
+    seeds = _seed_groups(settings)
     page = (
         environment()
         .get_template("report.html.j2")
@@ -161,8 +164,8 @@ def write_report(
             simulated=_simulated(shown),
             groups=groups,
             num_changes=sum(len([c for c in row.changes if c]) for g in groups for row in g.rows),
-            sentences=_sentences(evaluated, comparisons),
-            seeds=_seed_groups(settings),
+            sentences=_seed_sentences(settings) if seeds else _sentences(evaluated, comparisons),
+            seeds=seeds,
             seed_metrics=SEED_METRICS,
             bootstrap=evaluations[0]["bootstrap"] if evaluations else None,
             negatives=sorted({text for one in evaluations if (text := one["negatives"])}),
@@ -263,19 +266,17 @@ def _read_examples(folder: Path) -> list[Mapping[str, Any]]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The names of the runs; equal ones are told apart by as much of their folders as it takes."""
-    labels = []
-    for run in runs:
-        parts = run.folder.resolve().parts
-        same = [other.folder.resolve().parts for other in runs if other.name == run.name]
-        lengths = range(1, len(parts) + 1)
-        length = next(n for n in lengths if sum(o[-n:] == parts[-n:] for o in same) == 1)
-        tail = "/".join(parts[-length:])
-        if len(same) == 1:
-            labels.append(run.name)
-        else:
-            labels.append(tail if parts[-1] == run.name else f"{run.name} ({tail})")
-    return labels
+    """The names of the runs; where some are equal, with as much of the folders as it takes."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    parts = [run.folder.resolve().parts for run in runs]
+    length = next(n for n in itertools.count(1) if len({p[-n:] for p in parts}) == len(parts))
+    tails = ["/".join(p[-length:]) for p in parts]
+    return [
+        tail if own[-1] == name else f"{name} ({tail})"
+        for name, tail, own in zip(names, tails, parts, strict=True)
+    ]
 
 
 def _setting_key(run: Run) -> str:
@@ -479,6 +480,34 @@ def _seed_groups(settings: Sequence[Setting]) -> list[SeedGroup]:
     ]
 
 
+def _seed_sentences(settings: Sequence[Setting]) -> list[str]:
+    """R1@0.5 of every split in words: the mean of each setting beside that of the first."""
+    first, *others = [setting for setting in settings if setting.evaluations]
+    before = _over_seeds(first)
+    sentences = []
+    for setting in others:
+        after = _over_seeds(setting)
+        for name in _ordered([after]):
+            own, other = (table.get(name, {}).get(HEADLINE) for table in (after, before))
+            if name == GAP or own is None or other is None:
+                continue
+            points = 100 * (own["mean"] - other["mean"])
+            moved = "higher" if points > 0 else "lower"
+            told = " against ".join(_told(figure) for figure in (own, other))
+            sentences.append(
+                f"{TITLES.get(name, _plain(name))}: {HEADLINE} of {setting.label} is "
+                f"{abs(points):.1f} points {moved} than that of {first.label} ({told})."
+            )
+    return sentences
+
+
+def _told(figure: Mapping[str, Any]) -> str:
+    mean = _points(100 * figure["mean"])
+    if figure["spread"] is None:
+        return f"{mean} with one seed"
+    return f"{mean} ± {100 * figure['spread']:.1f} over {len(figure['values'])} seeds"
+
+
 def _seed_cell(figure: Mapping[str, Any] | None) -> Cell | None:
     if figure is None:
         return None
@@ -494,7 +523,7 @@ def _sentences(runs: Sequence[Shown], comparisons: Sequence[Comparison]) -> list
     sentences = []
     for run, comparison in zip(runs[1:], comparisons, strict=True):
         for name in _ordered([comparison["splits"]]):
-            cell = _change(comparison["splits"][name]["metrics"]["R1@0.5"])
+            cell = _change(comparison["splits"][name]["metrics"][HEADLINE])
             if cell is None or not cell.interval:
                 continue
             title = SPLITS.get(name, (_plain(name), ""))[0]

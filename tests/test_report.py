@@ -458,7 +458,10 @@ def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_spread(
     assert single in table.text
     assert "base (3 seeds)" in page.text
     assert "base/seed0" in page.text
-    assert "The table over seeds tells what remains" in page.text
+    difference = 100 * r1(runs[3], "novel_composition")["value"] - values.mean()
+    assert f"Novel composition: R1@0.5 of full/seed0 is {difference:.1f} points higher" in page.text
+    told = f"with one seed against {values.mean():.1f} ± {values.std(ddof=1):.1f} over 3 seeds"
+    assert told in page.text
 
 
 def test_one_seed_each_has_no_table_over_seeds(tmp_path):
@@ -491,8 +494,8 @@ def test_the_comparison_as_data_has_the_figures_of_the_files(tmp_path):
     assert data["simulated"] == ["planted world, seed 7"]
     assert [run["label"] for run in data["runs"]] == [
         "base/seed0",
-        "seed1",
-        "seed2",
+        "base/seed1",
+        "base/seed2",
         "full/seed0",
     ]
     base, full = data["settings"]
