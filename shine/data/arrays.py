@@ -21,6 +21,7 @@ from shine.errors import InputError
 
 MAX_BYTES: Final = 2**30  # of one array, and as float32
 _RATIO: Final = 1032  # no deflated byte stands for more
+_MAX_HEADER: Final = 2**16  # bytes that describe the array of an npy file
 _SHOWN_NAMES: Final = 5
 # What NumPy, zipfile and h5py raise for a file that is cut, damaged, encrypted or another kind.
 UNREADABLE: Final = (
@@ -189,11 +190,16 @@ def _read_npy(file: io.BufferedIOBase, length: int, form: str, where: str) -> np
     """The array of an npy file of `length` bytes, which is read to its end."""
     with warnings.catch_warnings(action="ignore"):  # on a header that Python 2 wrote
         version = np.lib.format.read_magic(file)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
+        readers = {  # 3.0 is for names of records
+            (1, 0): (np.lib.format.read_array_header_1_0, 2),
+            (2, 0): (np.lib.format.read_array_header_2_0, 4),
         }
-        shape, fortran, dtype = readers[version](file)
+        read_header, num_bytes = readers[version]
+        size = file.read(num_bytes)
+        described = int.from_bytes(size, "little")
+        if described > _MAX_HEADER:  # NumPy would read it whole
+            raise ValueError("a header longer than any of numbers")
+        shape, fortran, dtype = read_header(io.BytesIO(size + file.read(described)))
     check_claim(shape, dtype, where, form)
     count = math.prod(shape)
     if count * dtype.itemsize > length - file.tell():

@@ -277,6 +277,12 @@ def npy_claiming(shape, content=b"", dtype="<f4"):
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + content
 
 
+def npy_describing(version, num_bytes):
+    """An npy file whose description of the array is long."""
+    size = struct.pack("<H" if version == 1 else "<I", num_bytes)
+    return b"\x93NUMPY" + bytes([version, 0]) + size + b" " * num_bytes
+
+
 def zipped(content, compression=zipfile.ZIP_DEFLATED):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
@@ -307,6 +313,9 @@ HOSTILE = {
     "claimed rows that are not there": npy_claiming((2**20, 4), bytes(64)),
     "negative rows": npy_claiming((-4, 4), bytes(64)),
     "records": npy_claiming((4, 4), bytes(64), dtype="V4"),
+    "a long header": npy_describing(1, 2**16 - 1),
+    "a header that an archive makes long": zipped(npy_describing(2, 2**27)),
+    "a header of version 3 that an archive makes long": zipped(npy_describing(3, 2**27)),
     "objects": objects(),
     "objects in an archive": zipped(objects()),
     "an archive of zeros": zipped(npy_claiming((2**33, 4), bytes(2**20))),
