@@ -141,9 +141,20 @@ def chosen(names: Collection[str], key: str, where: str) -> str:
     )
 
 
-def unit_rows(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
-    """Rows of unit length, as published: x / (|x| + 1e-5)."""
-    return values / (np.linalg.norm(values, axis=1, keepdims=True) + 1e-5)
+def unit_rows(
+    values: Float[np.ndarray, "row column"], where: str
+) -> Float[np.ndarray, "row column"]:
+    """Rows of unit length, as published: x / (|x| + 1e-5).
+
+    Raises:
+        InputError: the length of a row is no number of this type; the sentence begins with `where`.
+    """
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        largest = np.abs(values).max()
+        raise InputError(f"{where}: {largest:.3g} is too large to be normalised; extract again")
+    return values / (lengths + 1e-5)
 
 
 def _unreadable(where: str, error: BaseException) -> InputError:

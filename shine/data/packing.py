@@ -240,7 +240,7 @@ def stored_clips(
         )
     parts = [part[: min(lengths)] for part in parts]
     if config.normalize:
-        parts = [unit_rows(part) for part in parts]
+        parts = [unit_rows(part, where) for part in parts]
     largest = max(max(part.max(), -part.min()) for part in parts)
     if largest > np.finfo(config.dtype).max:
         raise InputError(

@@ -128,7 +128,7 @@ def stored_tokens(
     Raises:
         InputError: a number is too large for the type; the sentence begins with `where`.
     """
-    tokens = unit_rows(vectors) if config.normalize else vectors
+    tokens = unit_rows(vectors, where) if config.normalize else vectors
     with np.errstate(over="ignore"):
         stored = tokens.astype(config.dtype)
     if not np.isfinite(stored).all():

@@ -62,6 +62,16 @@ def test_clips_have_unit_length_and_fit_half_precision(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(stored.astype(float), axis=1), 1, rtol=2e-3)
 
 
+def test_clips_whose_length_is_no_number_are_left_out_and_not_made_zeros(tmp_path):
+    save(tmp_path / "raw", good=clips(0) * 1e18, large=clips(1) * 1e30)
+    store, manifest = pack(tmp_path, ["good", "large"])
+    stored = FeatureStore.open(store).clips("good")
+    np.testing.assert_allclose(np.linalg.norm(stored.astype(float), axis=1), 1, rtol=2e-3)
+    (refused,) = manifest["refused"]
+    assert refused["vid"] == "large"
+    assert "e+30 is too large to be normalised" in refused["reason"]
+
+
 def test_packing_twice_gives_the_same_bytes(tmp_path):
     save(tmp_path / "raw", a=clips(0), b=clips(1))
     store, first = pack(tmp_path, ["a", "b"])

@@ -184,6 +184,12 @@ def test_a_text_file_that_cannot_be_used_is_told_by_name(tmp_path, content, says
     assert "7.npz" in str(error.value)
 
 
+def test_tokens_whose_length_is_no_number_are_refused_and_not_made_zeros(tmp_path):
+    path = saved(tmp_path / "7.npz", vectors(0) * np.float32(1e30))
+    with pytest.raises(InputError, match=r"7\.npz: .*e\+30 is too large to be normalised"):
+        read_tokens(path, PRECOMPUTED)
+
+
 def test_a_file_that_was_written_again_is_another(tmp_path):
     path = saved(tmp_path / "7.npz", vectors(0))
     before = file_state(path)
