@@ -25,15 +25,16 @@ from shine.data.pooling import num_pooled, pool_clips
 from shine.data.shards import ShardFile, write_matrices
 from shine.data.sources import Source, VideoRefused, located, open_source
 from shine.errors import InputError
-from shine.storage import Storage, is_url
+from shine.storage import AbsentError, Storage, is_url
 
 # Sources whose clips are joined may differ in their number by so many clips, or by this share.
 _SPARE_CLIPS, _SPARE_SHARE = 2, 0.1
 VIDEOS_PER_UNIT: Final = 128
 SHARD_BYTES: Final = 128 * 2**20  # of clips, unless one video has more
 _RECORDS: Final = "building"  # how names of records begin
-# What packing writes beside the manifest, also that of earlier formats.
-_OURS: Final = re.compile(rf"(shard-[\w.-]+\.arrow|videos(-\w+)?\.parquet|{_RECORDS}-[\w-]+\.json)")
+_RECORD: Final = re.compile(rf"{_RECORDS}-\d+-[0-9a-f]{{32}}\.json")
+# What packing writes beside the manifest and the records, also that of earlier formats.
+_OURS: Final = re.compile(r"(shard-[\w.-]+\.arrow|videos(-\w+)?\.parquet)")
 _CHUNK: Final = 2**20
 
 
@@ -295,7 +296,7 @@ def pack_store(
 ) -> dict[str, Any]:
     """The features of `vids` stand in the store of `config`.
 
-    Files of an earlier store at its place are removed at the end.
+    Files of the store that it replaces, and of packing that was stopped, are removed at the end.
 
     Args:
         config: its data.root and its section of features.
@@ -307,10 +308,13 @@ def pack_store(
         The manifest, with `refused`: `vid` and `reason` of each video that was left out.
 
     Raises:
-        InputError: no video could be packed, or a storage failed; what stood in the store stands.
+        InputError: no video could be packed, a storage failed, or something other than a feature
+            store is at its place; what stood in the store stands.
     """
     names = sorted(set(vids))
     settings = located(config)
+    storage = open_store(settings.store)
+    _replaced(storage)
     widths = source_widths(settings, names)
     units = [
         Unit(index, tuple(names[start : start + VIDEOS_PER_UNIT]))
@@ -321,19 +325,59 @@ def pack_store(
     shards = [shard for part in packed for shard in part.shards]
     if not shards:
         raise InputError(f"no video could be packed; the first reason: {refused[0].reason}")
-    storage = open_store(settings.store)
     present = storage.names()
     if missing := sorted({shard.file.name for shard in shards}.difference(present)):
         raise InputError(
             f"{storage.shown} lost {missing[0]} while it was packed, to another job that packs to "
             f"the same store; let that one end, then pack again"
         )
+    records, built = _built(storage, present)
+    old = (_replaced(storage) | built).intersection(present)
     manifest = _write_manifest(storage, shards, config.features, widths, simulated)
     kept = {manifest["videos"]["name"], *(shard["name"] for shard in manifest["shards"])}
-    for name in storage.names():
-        if _OURS.fullmatch(name) and name not in kept:
-            storage.remove(name)
+    # Records last: packing that is stopped here leaves what names the rest.
+    for name in [*sorted(filter(_OURS.fullmatch, old - kept)), *records]:
+        storage.remove(name)
     return {**manifest, "refused": [asdict(refusal) for refusal in refused]}
+
+
+def _replaced(storage: Storage) -> set[str]:
+    """The files that the manifest of the feature store in a folder lists; none without a manifest.
+
+    Raises:
+        InputError: the manifest is that of something else.
+    """
+    if not storage.exists(MANIFEST):
+        return set()
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+        if manifest["format"] == 1:
+            return {"videos.parquet", *manifest["shards"]}
+        return {manifest["videos"]["name"], *(shard["name"] for shard in manifest["shards"])}
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{storage.shown.rstrip('/')}/{MANIFEST} is not the manifest of a feature store; set "
+            f"features.store to another folder, or remove this one"
+        ) from None
+
+
+def _built(storage: Storage, names: Iterable[str]) -> tuple[list[str], set[str]]:
+    """The records of packing among the files of a folder, and the shards that they name."""
+    records, shards = [], set()
+    for name in filter(_RECORD.fullmatch, names):
+        try:
+            packed = Packed.from_json(storage.read(name))
+            shards.update([shard.file.name for shard in packed.shards])
+        except AbsentError:  # another job removed it
+            continue
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError):  # a file of somebody else
+            continue
+        records.append(name)
+    return records, shards
 
 
 def _write_manifest(

@@ -31,7 +31,8 @@ from shine.storage import Storage, is_url
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "shine-texts-1"
 _SHARD_BYTES: Final = 2**26  # of tokens; a job that is stopped loses at most so many
-_OURS: Final = re.compile(r"(shard-.*\.arrow|(texts|part)-.*\.parquet)")
+_OURS: Final = re.compile(r"(shard-.*\.arrow|texts-.*\.parquet)")
+_PART: Final = re.compile(r"part-([0-9a-f]{12})-([0-9a-f]{12})\.parquet")  # encoder, checksum
 _METADATA: Final = b"shine"
 _SCHEMA: Final = pa.schema(
     [
@@ -276,10 +277,12 @@ class TextWriter:
         }
         if manifest != self._manifest:
             self._storage.write(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
-        kept = {texts.name, *used}
-        for name in self._storage.names():
-            if _OURS.fullmatch(name) and name not in kept:
-                self._storage.remove(name)
+        present = self._storage.names()
+        parts = {name: part.shard.name for name in present if (part := self._part(name))}
+        old = {*_listed(self._manifest), *parts.values()}.intersection(present)
+        # Parts last: a job that is stopped here leaves what names the rest.
+        for name in [*sorted(filter(_OURS.fullmatch, old - {texts.name, *used})), *parts]:
+            self._storage.remove(name)
         return manifest
 
     def _flush(self) -> None:
@@ -313,21 +316,35 @@ class TextWriter:
 
     def _take_parts(self) -> None:
         """What a stopped job of the same encoder has written counts."""
-        form = re.compile(rf"part-{self._key}-([0-9a-f]{{12}})\.parquet")
         names = self._storage.names()
         for name in names:
-            if match := form.fullmatch(name):
-                content = self._storage.read(name)
-                if hashlib.sha256(content).hexdigest()[:12] != match[1]:
-                    continue
-                note = pq.read_schema(io.BytesIO(content)).metadata[_METADATA]
-                shard = ShardFile(**json.loads(note))
-                if shard.name in names and self._storage.size(shard.name) == shard.bytes:
-                    self._take(content, [shard])
+            part = self._part(name) if name.startswith(f"part-{self._key}-") else None
+            if (
+                part is not None
+                and part.shard.name in names
+                and self._storage.size(part.shard.name) == part.shard.bytes
+            ):
+                self._take(part.content, [part.shard])
+
+    def _part(self, name: str) -> "_Part | None":
+        """What a file tells of a shard that no manifest names yet; None where it is another file."""
+        if not (match := _PART.fullmatch(name)):
+            return None
+        content = self._storage.read(name)
+        if hashlib.sha256(content).hexdigest()[:12] != match[2]:
+            return None
+        note = pq.read_schema(io.BytesIO(content)).metadata[_METADATA]
+        return _Part(content, ShardFile(**json.loads(note)))
 
     @property
     def _key(self) -> str:
         return _digest(_essence(self._identity))[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    content: bytes  # a table of texts
+    shard: ShardFile  # that they lie in
 
 
 def text_storage(config: Config) -> Storage:
@@ -421,6 +438,13 @@ def _index_in(values: Any, known: pa.Array) -> Any:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _listed(manifest: Mapping[str, Any] | None) -> set[str]:
+    """The files that a manifest lists."""
+    if manifest is None:
+        return set()
+    return {manifest["texts"]["name"], *(shard.name for shard in _shards(manifest))}
 
 
 def _shards(manifest: Mapping[str, Any]) -> list[ShardFile]:

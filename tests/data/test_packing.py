@@ -453,21 +453,78 @@ def test_a_file_that_came_after_packing_was_stopped_is_packed(tmp_path, small_un
     assert pack_store(feature_config(tmp_path), videos)["refused"] == []
 
 
+FOREIGN = {
+    "notes.txt": b"",
+    "features.parquet": b"",
+    "videos.parquet": b"",
+    "shard-00000.arrow": b"",
+    "shard-00000-0123456789ab.arrow": b"of another store",
+    "videos-0123456789ab.parquet": b"",
+    "building-00000-plan.json": b"{}",
+    f"building-00000-{'0' * 32}.json": b'{"shards": 3}',
+}
+
+
 def test_files_of_others_in_the_folder_of_a_store_are_left(tmp_path):
     videos = made(tmp_path)
     store = tmp_path / "store"
     store.mkdir()
-    for name in ("notes.txt", "features.parquet", "videos.parquet", "shard-00000.arrow"):
-        (store / name).write_text("")
+    for name, value in FOREIGN.items():
+        (store / name).write_bytes(value)
     pack_store(feature_config(tmp_path), videos)
-    pack_store(feature_config(tmp_path, dtype="float32"), videos)
-    names = sorted(path.name for path in store.iterdir())
-    assert [name for name in names if "-" not in name] == [
-        "features.parquet",
+    manifest = pack_store(feature_config(tmp_path, dtype="float32"), videos)
+    ours = {"manifest.json", manifest["videos"]["name"], manifest["shards"][0]["name"]}
+    assert {path.name for path in store.iterdir()} == FOREIGN.keys() | ours
+    for name, value in FOREIGN.items():
+        assert (store / name).read_bytes() == value
+
+
+def test_what_stopped_packing_of_other_settings_left_is_removed(tmp_path, small_units):
+    videos = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        pack_store(feature_config(tmp_path, dtype="float32"), videos, run=killed_after(2))
+    assert len(list((tmp_path / "store").glob("shard-*"))) == 3
+    manifest = pack_store(feature_config(tmp_path), videos)
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {
         "manifest.json",
-        "notes.txt",
-    ]
-    assert len(names) == 3 + 1 + 1
+        manifest["videos"]["name"],
+        *(shard["name"] for shard in manifest["shards"]),
+    }
+
+
+def test_a_store_of_format_1_is_replaced(tmp_path):
+    videos = made(tmp_path)
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "shard-00000.arrow").write_bytes(b"")
+    (store / "videos.parquet").write_bytes(b"")
+    old = {"format": 1, "shards": {"shard-00000.arrow": "0"}}
+    (store / "manifest.json").write_text(json.dumps(old))
+    pack_store(feature_config(tmp_path), videos)
+    assert FeatureStore.open(store).num_clips("v0") == 3
+    assert len(list(store.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"format": "shine-texts-1", "shards": [], "texts": {"name": "texts-0.parquet"}},
+        {"manifest_version": 3, "name": "an extension"},
+        ["a"],
+        "{",
+    ],
+)
+def test_a_folder_with_the_manifest_of_something_else_is_refused(tmp_path, manifest):
+    videos = made(tmp_path)
+    store = tmp_path / "store"
+    store.mkdir()
+    text = manifest if isinstance(manifest, str) else json.dumps(manifest)
+    (store / "manifest.json").write_text(text)
+    (store / "shard-00000-0123456789ab.arrow").write_bytes(b"")
+    before = content(str(store))
+    with pytest.raises(InputError, match="is not the manifest of a feature store; set features"):
+        pack_store(feature_config(tmp_path), videos)
+    assert content(str(store)) == before
 
 
 def test_a_shard_is_no_larger_than_its_bound_unless_one_video_is(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from encoded import store_texts, tiny_clip
 from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import serving_s3
+from stores import write_store
 from tiny import tiny_config, tiny_data
 
 from shine.config import load_config
@@ -295,11 +296,29 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
 def test_other_files_in_the_folder_are_left_alone(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
+    foreign = {
+        "notes.txt": b"mine",
+        "shard-00000-0123456789ab.arrow": b"of another store",
+        "texts-0123456789ab.parquet": b"",
+        "part-one.parquet": b"",
+        f"part-{'0' * 12}-{'1' * 12}.parquet": b"",
+    }
+    for name, content in foreign.items():
+        (folder / name).write_bytes(content)
     written(at(folder), ["a"])
-    written(at(folder), ["b"])
-    assert (folder / "notes.txt").read_text() == "mine"
-    assert len(list(folder.glob("texts-*.parquet"))) == 1
+    manifest = written(at(folder), ["b"])
+    shards = {shard["name"] for shard in manifest["shards"]}
+    found = files(folder)
+    assert found.keys() == foreign.keys() | shards | {MANIFEST, manifest["texts"]["name"]}
+    assert foreign.items() <= found.items()
+
+
+def test_the_folder_of_a_feature_store_is_refused(tmp_path):
+    write_store(tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(InputError, match="expected a text store of format .*, got 2; set text"):
+        written(at(tmp_path), ["a"])
+    assert files(tmp_path) == before
 
 
 def test_two_jobs_at_a_time_are_told(tmp_path, small_shards):
