@@ -327,7 +327,7 @@ class TextWriter:
                 self._take(part.content, [part.shard])
 
     def _part(self, name: str) -> "_Part | None":
-        """What a file tells of a shard that no manifest names yet; None where it is another file."""
+        """The shard that a file tells of, which no manifest names yet; None of any other file."""
         if not (match := _PART.fullmatch(name)):
             return None
         content = self._storage.read(name)
