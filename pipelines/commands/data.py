@@ -1,7 +1,8 @@
 """`shine data`."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -10,33 +11,37 @@ from pipelines.settings import load_settings
 from shine.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Annotation files.")
+_OVERRIDE: Final = re.compile(r"\w+(\.[\w-]+)+=.*", re.DOTALL)
 
 
 @app.command("check")
 def data_check(
-    files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Annotation files.")
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]... [SECTION.KEY=VALUE]...")
     ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Report everything that is wrong with annotation files, and what will be done about it.
 
-    Files of any layout. With --config, they have the roles that it gives them (without any, all of
-    its files are checked) and are compared with its features; else the first is the training file
-    and the others are tests. Exits with 2 where training would refuse something.
+    Files of any layout. With a configuration (--config or overrides), they have the roles that it
+    gives them (without any, all of its files are checked) and are compared with its features; else
+    the first is the training file and the others are tests. Exits with 2 where training would
+    refuse something.
 
     Example: shine data check charades_cg_gpt_train.jsonl charades_cg_test.jsonl
 
-    Example: shine data check --config configs/charades_cg.yaml --json
+    Example: shine data check --config configs/charades_cg.yaml data.root=/data/charades_cg --json
     """
     from pipelines.data_tables import check_lines
     from shine.data.check import check, with_roles
 
-    settings = load_settings(config) if config is not None else None
+    overrides = [one for one in arguments or () if _OVERRIDE.fullmatch(one)]
+    files = [Path(one) for one in arguments or () if not _OVERRIDE.fullmatch(one)]
+    settings = load_settings(config, overrides) if config is not None or overrides else None
     if not files and settings is None:
         raise InputError("name annotation files, or a configuration with --config")
-    report = check(with_roles(files or (), settings), settings)
+    report = check(with_roles(files, settings), settings)
     show(report, as_json, *check_lines(report))
     if report["refused"]:
         raise typer.Exit(2)

@@ -1,5 +1,9 @@
 import json
+import re
+import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import tiny_config, tiny_data
 
@@ -74,6 +78,56 @@ def test_a_check_of_a_configuration_compares_with_its_features(shine, root, conf
     status, out, _ = shine("data", "check", "--config", wrong)
     assert status == 2
     assert "features that cannot be used" in " ".join(out.split())
+
+
+def test_a_check_takes_overrides_beside_files(shine, root, config, tmp_path):
+    wrong = "data.train=none.jsonl"
+    status, out, _ = shine("data", "check", "--config", config, wrong, "--json")
+    assert (status, json.loads(out)["files"][0]["file"]) == (2, str(root / "none.jsonl"))
+    train = root / "train.jsonl"
+    named = shine("data", "check", train, "--config", config, "features.clip_seconds=2", "--json")
+    (file,) = json.loads(named[1])["files"]
+    assert (named[0], file["role"], file["rows"]) == (2, "train", 16)
+    alone = shine("data", "check", f"data.root={root}", "--json")
+    assert json.loads(alone[1])["files"][0]["file"] == str(train)
+    status, _, err = shine("data", "check", "--config", config, "data.trian=x")
+    assert (status, "unknown key 'data.trian'" in err) == (2, True)
+    folder = tmp_path / "run=1"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [ROW])
+    assert shine("data", "check", folder / "a.jsonl")[0] == 0
+
+
+VERBS = ("opens", "closes", "holds", "takes", "throws", "washes", "fixes", "watches", "puts")
+NOUNS = ("door", "box", "cup", "book", "bag", "window", "towel", "phone", "table", "sandwich")
+
+
+def own_videos(folder):
+    """Annotations of 300 videos of ten seconds, and features as `shine features extract` writes."""
+    random = np.random.default_rng(0)
+    (folder / "features").mkdir(parents=True)
+    rows = []
+    for number in range(300):
+        np.save(folder / "features" / f"v{number}.npy", np.ones((10, 512), np.float16))
+        for query in range(6):
+            text = f"a person {random.choice(VERBS)} the {random.choice(NOUNS)}"
+            changes = {"qid": f"{number}_{query}", "vid": f"v{number}", "query": text}
+            rows.append(ROW | changes | {"duration": 10.0})
+    write_jsonl(folder / "all.jsonl", rows)
+
+
+def test_the_lines_of_the_documentation_run_as_they_stand(shine, config, tmp_path, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    lines = re.findall(r"^shine (data (?:convert|split|check) .*)", page.read_text(), re.MULTILINE)
+    assert {shlex.split(line)[1] for line in lines} == {"convert", "split", "check"}
+    config.rename(tmp_path / "my.yaml")
+    own_videos(tmp_path / "my_videos")
+    (tmp_path / "charades_sta_train.txt").write_text("V1 0.0 6.9##a person sits.\n")
+    (tmp_path / "seconds.csv").write_text("V1,30.5\n")
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        status, _, err = shine(*shlex.split(line, comments=True))
+        assert (line, status, err) == (line, 0, "")
 
 
 def test_a_check_of_nothing_is_told(shine):
