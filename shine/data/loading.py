@@ -165,6 +165,8 @@ def check_store(store: FeatureStore, features: FeaturesConfig) -> None:
         wrong = f"features.clip_seconds={features.clip_seconds}, got {manifest['clip_seconds']}"
     elif manifest["normalize"] != features.normalize:
         wrong = f"features.normalize={features.normalize}, got {manifest['normalize']}"
+    elif manifest["dtype"] != features.dtype:
+        wrong = f"features.dtype={features.dtype}, got {manifest['dtype']}"
     if wrong:
         raise InputError(
             f"{store.folder}: expected {wrong}; pack the features again or correct the "

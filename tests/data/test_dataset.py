@@ -190,6 +190,7 @@ def test_two_durations_of_one_video_are_refused(root, tmp_path):
         ("features.width=9", r"clips of 9 columns \(features.width\), got 8"),
         ("features.clip_seconds=0.5", r"features.clip_seconds=0.5, got 1.0"),
         ("features.normalize=false", "features.normalize=False, got True"),
+        ("features.dtype=float32", "features.dtype=float32, got float16"),
         ("features.audio=pann", "features.audio=pann, got 0 columns of audio"),
     ],
 )
