@@ -20,7 +20,8 @@ from torch import Tensor
 
 from shine.checkpoints import input_widths, load_model
 from shine.config import Config
-from shine.data.store import FeatureStore
+from shine.data.sources import located
+from shine.data.store import RangeStore, open_storage
 from shine.engine import METRICS_FILE, checkpoint_name
 from shine.errors import InputError
 from shine.evaluation import read_run
@@ -177,14 +178,15 @@ def _audio(config: Config, clip_width: int) -> tuple[int | None, list[str]]:
     """
     if config.features.audio is None:
         return None, []
-    folder = config.path(config.features.store)
+    place = located(config).store
     with contextlib.suppress(InputError):
-        store = FeatureStore.open(folder)
+        store = RangeStore.open(place)
         if store.clip_width == clip_width and store.manifest.get("audio_width"):
             return store.manifest["audio_width"], []
     return 0, [
-        f"the store of the run is not in {folder}, so a_feat_dim counts no column of audio and "
-        f"v_feat_dim all of them; their sum, which the model is built with, is right"
+        f"the store of the run is not in {open_storage(place).shown}, so a_feat_dim counts no "
+        f"column of audio and v_feat_dim all of them; their sum, which the model is built with, is "
+        f"right"
     ]
 
 

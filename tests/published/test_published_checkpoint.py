@@ -516,6 +516,21 @@ def test_a_run_with_audio_comes_back_with_the_widths_of_its_store(with_store, tm
     assert "a_feat_dim" in vars(exported(tmp_path / "again", tmp_path / "b.ckpt")[1]["opt"])
 
 
+def test_the_widths_of_a_run_are_those_of_its_store_elsewhere(tmp_path):
+    recipe = CONFIGS / "qvhighlights_audio_qd_detr_published.yaml"
+    widths, root = [5] * (len(load_config(recipe).features.sources) + 1), tmp_path / "data"
+    store = f"memory://{tmp_path.name}/store"
+    overrides = [f"data.root={root}", f"features.store={store}", f"features.width={sum(widths)}"]
+    config = load_config(recipe, [*SMALL, *overrides])
+    trained(tmp_path / "run", config, sum(widths) + 4)
+    notes = exported(tmp_path / "run", tmp_path / "a.ckpt")[0]
+    assert any(f"the store of the run is not in {store}, so a_feat_dim" in note for note in notes)
+    audio_store(root, config, widths)
+    notes, content, _ = exported(tmp_path / "run", tmp_path / "a.ckpt")
+    assert vars(content["opt"])["a_feat_dim"] == 5 + 2
+    assert not any("a_feat_dim" in note for note in notes)
+
+
 def test_a_folder_without_a_checkpoint_is_not_exported(tmp_path):
     with pytest.raises(InputError, match="expected a finished run"):
         export_checkpoint(tmp_path, tmp_path / "a.ckpt")
