@@ -53,8 +53,14 @@ def data_convert(
     out: Annotated[Path, typer.Option("--out", help="JSON Lines to write.")],
     durations: Annotated[
         Path | None,
-        typer.Option(help="Seconds of each video, JSON or CSV, for a layout without them."),
+        typer.Option(
+            help="Seconds of each video, JSON, JSON Lines or CSV, for a layout without them."
+        ),
     ] = None,
+    clip_seconds: Annotated[
+        float,
+        typer.Option(min=0, help="Of the features: durations of a video may differ by so much."),
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Write the rows of an annotation file as JSON Lines, but for those that training refuses.
@@ -62,12 +68,15 @@ def data_convert(
     Values stay as they are. Each row that is left out is named with its reason.
 
     Example: shine data convert charades_sta_train.txt --durations seconds.csv --out train.jsonl
+
+    Example: shine data convert mine.txt --durations features/extract.jsonl --out train.jsonl
     """
     from pipelines.data_tables import convert_lines
     from shine.data.check import convert
     from shine.data.formats import read_durations
 
-    result = convert(file, out, None if durations is None else read_durations(durations))
+    seconds = None if durations is None else read_durations(durations)
+    result = convert(file, out, seconds, clip_seconds)
     show(result, as_json, *convert_lines(result, out))
 
 

@@ -419,7 +419,12 @@ def _stride_summary(
     }
 
 
-def convert(path: Path, out: Path, durations: Mapping[str, float] | None = None) -> dict[str, Any]:
+def convert(
+    path: Path,
+    out: Path,
+    durations: Mapping[str, float] | None = None,
+    clip_seconds: float = FeaturesConfig().clip_seconds,
+) -> dict[str, Any]:
     """`out` has the rows of an annotation file in our schema, but for those that training refuses.
 
     Values are not changed; those that the schema does not name stay.
@@ -428,29 +433,36 @@ def convert(path: Path, out: Path, durations: Mapping[str, float] | None = None)
         path: a file of any layout.
         out: JSON Lines to write.
         durations: seconds of each video, for a layout that does not say them.
+        clip_seconds: of the features that training will use; where two rows give a video durations
+            that differ by more, training refuses the second.
 
     Returns:
         `layout`, `rows` written, `num_left_out`, and `left_out`: every defect of a row that was
         left out, with its place and reason.
 
     Raises:
-        InputError: the file cannot be read, no row is left, or `out` is the file itself.
+        InputError: the file cannot be read, no row is left, or `out` is the file itself or cannot
+            be written.
     """
     if path.resolve() == out.resolve():
         raise InputError(f"{path} would be overwritten; name another --out")
     scan = scan_file(path, "train", {}, durations=durations, most=None)
     for example in scan.findings.examples.get("unreadable", ()):
         raise InputError(example.detail)
-    refused = check_rows(scan, FeaturesConfig().clip_seconds)
+    refused = check_rows(scan, clip_seconds)
     left_out = {*scan.unusable, *scan.entry[refused].tolist()}
     rows = len(scan) - len(refused)
     if not rows:
         raise InputError(
             f"{path}: training would refuse every row; `shine data check {path}` says why"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     entries = enumerate(read_entries(path, durations))
-    write_jsonl(out, (e.record for n, e in entries if n not in left_out and e.record is not None))
+    kept = (e.record for n, e in entries if n not in left_out and e.record is not None)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(out, kept)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; name another --out") from None
     return {
         "layout": str(scan.layout),
         "rows": rows,

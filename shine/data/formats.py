@@ -46,7 +46,7 @@ _OPENS_A_VIDEO: Final = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{')
 _TEXT_LINE: Final = re.compile(r"(\S+)\s+(\S+)\s+([^\s#]+)\s*##(.*)", re.DOTALL)
 _EXTRAS: Final = ("novels", "news")
 _VIDEO_NAMES: Final = ("vid", "id", "video_id")
-_SECONDS_NAMES: Final = ("seconds", "duration", "length")
+_SECONDS_NAMES: Final = ("seconds", "duration", "length", "duration_seconds")
 
 
 class Layout(StrEnum):
@@ -284,16 +284,19 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_durations(path: Path) -> dict[str, float]:
-    """Seconds of each video: of a JSON object {vid: seconds}, or of a table with commas.
+    """Seconds of each video: of a JSON object {vid: seconds}, JSON Lines, or a table with commas.
 
-    The first line of a table may name its columns: one of vid, id, video_id and one of seconds,
-    duration, length; without such names, the first two columns count.
+    Lines, as `shine features extract` writes, and columns have names: one of vid, id, video_id and
+    one of seconds, duration, length, duration_seconds. Lines of videos that were refused do not
+    count. Of a table whose first line has no such names, the first two columns count.
 
     Raises:
         InputError: the file cannot be read, or a video has no positive number of seconds, or two.
     """
     text = _text(path, "durations")
-    if text.lstrip().startswith("{"):
+    if _is_of_lines(text):
+        pairs = list(_lines_of_videos(path))
+    elif text.lstrip().startswith("{"):
         videos = _whole_json(path, "durations")
         pairs = [(f"video {vid}", vid, value) for vid, value in videos.items()]
     else:
@@ -306,8 +309,28 @@ def read_durations(path: Path) -> dict[str, float]:
         if durations.setdefault(vid, seconds) != seconds:
             raise InputError(f"{path}, {place}: video {vid} has two durations; keep one")
     if not durations:
-        raise InputError(f"{path}: expected the seconds of each video, the file is empty")
+        raise InputError(f"{path}: expected the seconds of each video, there are none")
     return durations
+
+
+def _is_of_lines(text: str) -> bool:
+    """Whether the first line is an object that names its video."""
+    record, _ = _object(text.lstrip().partition("\n")[0])
+    return record is not None and any(isinstance(record.get(name), str) for name in _VIDEO_NAMES)
+
+
+def _lines_of_videos(path: Path) -> Iterator[tuple[str, str, Any]]:
+    for entry in json_lines(path, "durations"):
+        record = entry.record
+        if record is None:
+            raise InputError(f"{path}, {entry.place}: {entry.reason}")
+        if "refused" in record:
+            continue
+        vid = next((record[name] for name in _VIDEO_NAMES if name in record), None)
+        if not isinstance(vid, str):
+            raise InputError(f"{path}, {entry.place}: expected the name of a video, got {vid!r}")
+        seconds = (record[name] for name in _SECONDS_NAMES if name in record)
+        yield entry.place, vid, next(seconds, None)
 
 
 def _table(text: str) -> Iterator[tuple[str, str, str | None]]:

@@ -42,6 +42,11 @@ def carve_validation(
     Raises:
         InputError: there are too few annotations, or too few pairs whose words occur elsewhere.
     """
+    if len(annotations) < 6:
+        raise InputError(
+            f"expected 6 training annotations at least to carve validation from, got "
+            f"{len(annotations)}"
+        )
     if not 1 <= rows <= len(annotations) // 6:
         raise InputError(
             f"expected 1 to {len(annotations) // 6} validation rows of each kind, a sixth of the "

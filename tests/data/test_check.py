@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stores import copied
 from tiny import tiny_config, tiny_data
 
+from shine.config import load_config
 from shine.data.annotations import read_annotations, write_jsonl
 from shine.data.check import KINDS, check, config_files, convert, with_roles
 from shine.data.loading import Source
@@ -356,6 +357,26 @@ def test_a_conversion_never_overwrites_its_source_or_writes_nothing(tmp_path):
     with pytest.raises(InputError, match="cannot read annotations"):
         convert(tmp_path / "none", tmp_path / "b.jsonl")
     assert not (tmp_path / "b.jsonl").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [ROW])
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "folder", path / "b.jsonl", path / "c" / "b.jsonl"):
+        with pytest.raises(InputError, match=f"cannot write {out}: .*; name another --out"):
+            convert(path, out)
+    assert sorted(tmp_path.rglob("*")) == [path, tmp_path / "folder"]
+
+
+@pytest.mark.parametrize(("clip_seconds", "kept"), [(0.5, 1), (1.0, 1), (2.0, 2)])
+def test_what_is_converted_for_clips_is_what_training_on_them_takes(tmp_path, clip_seconds, kept):
+    path, out = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_jsonl(path, rows({}, {"duration": 11.5}))
+    config = load_config(None, [f"features.clip_seconds={clip_seconds}"])
+    assert check([("train", path)], config, None)["refused"] == 2 - kept
+    assert convert(path, out, clip_seconds=clip_seconds)["rows"] == kept
+    assert check([("train", out)], config, None)["refused"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -182,16 +182,27 @@ def test_rows_whose_moments_are_withheld_are_read_on_request(tmp_path):
         "AB,30.5\nCD,4\n",
         "vid,seconds\nAB,30.5\nCD,4\n",
         "\ufeffid,subject,length\r\nAB,x,30.5\r\nCD,y,4.0\r\n\r\n",
+        '{"vid": "AB", "seconds": 30.5}\n\n{"vid": "CD", "seconds": "4"}\n',
+        '{"vid": "0", "file": "0.mp4", "refused": "no pictures"}\n'
+        '{"vid": "AB", "duration_seconds": 30.5, "clip_seconds": 1.0}\n'
+        '{"vid": "CD", "duration_seconds": 4, "note": null}\n',
     ],
 )
-def test_durations_are_read_from_json_and_from_tables(tmp_path, content):
+def test_durations_are_read_from_json_from_lines_and_from_tables(tmp_path, content):
     assert read_durations(write(tmp_path, content)) == {"AB": 30.5, "CD": 4.0}
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "the file is empty"),
+        ("", "there are none"),
+        ('{"vid": "AB", "refused": "no pictures"}', "there are none"),
+        ('{"vid": "AB", "seconds": 1}\n{"seconds": 1}', "line 2: expected the name of a video"),
+        (
+            '{"vid": "AB", "seconds": 1}\n{"vid": "CD"}',
+            "line 2: expected seconds of a video, got N",
+        ),
+        ('{"vid": "AB", "seconds": 1}\nCD,2', "line 2: not valid JSON"),
         ("AB\n", "line 1: expected seconds of a video, got None"),
         ("AB,x\n", "line 1: expected seconds of a video, got 'x'"),
         ("AB,0\n", "expected seconds"),

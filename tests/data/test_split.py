@@ -78,6 +78,8 @@ def test_the_choice_is_a_function_of_the_seed(planted):
 def test_too_much_is_refused(planted):
     with pytest.raises(InputError, match="expected 1 to 100 validation rows"):
         carve_validation(planted, tagger(), rows=101)
+    with pytest.raises(InputError, match="expected 6 training annotations at least .*, got 5"):
+        carve_validation(planted[:5], tagger(), rows=1)
 
 
 def test_annotations_without_combinations_are_refused():

@@ -153,6 +153,26 @@ def test_text_lines_are_converted_with_durations(shine, tmp_path):
     assert (result["rows"], result["num_left_out"], len(result["left_out"])) == (2, 1, 1)
 
 
+def test_a_conversion_knows_clips_and_what_an_extraction_wrote(shine, tmp_path):
+    source, out = tmp_path / "sta.txt", tmp_path / "sta.jsonl"
+    source.write_text("V1 0.0 6.9##a person sits.\n")
+    lines = [
+        {"vid": "V0", "file": "V0.mp4", "refused": "no pictures"},
+        {"vid": "V1", "file": "V1.mp4", "duration_seconds": 30.5, "num_clips": 31},
+    ]
+    write_jsonl(tmp_path / "extract.jsonl", lines)
+    status, *_ = shine(
+        "data", "convert", source, "--durations", tmp_path / "extract.jsonl", "--out", out
+    )
+    assert (status, read_annotations(out)[0].duration_seconds) == (0, 30.5)
+    write_jsonl(out, [ROW, ROW | {"qid": "b", "duration": 10.5}])
+    command = ("data", "convert", out, "--out", tmp_path / "again.jsonl", "--json")
+    assert json.loads(shine(*command)[1])["rows"] == 1
+    assert json.loads(shine(*command, "--clip-seconds", 2)[1])["rows"] == 2
+    status, _, err = shine("data", "convert", out, "--out", tmp_path)
+    assert (status, f"cannot write {tmp_path}: " in err) == (2, True)
+
+
 def test_a_doctor_says_whether_training_could_start(shine, config, root):
     status, out, _ = shine("doctor", "--config", config)
     assert (status, "training could start" in out) == (0, True)
