@@ -6,6 +6,7 @@ in that order.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -483,6 +484,16 @@ class TrackingConfig(Section):
     mlflow: str | None = None  # an experiment; needs the package mlflow
     wandb: str | None = None  # a project; needs the package wandb
 
+    @field_validator("mlflow", "wandb")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and ("://" in name or not name.strip()):
+            raise PydanticCustomError(
+                _UNSHOWN,
+                "needs a name; the environment says where its server is and with which key",
+            )
+        return name
+
 
 class Config(Section):
     """A run configuration."""
@@ -500,7 +511,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if self.features.store == self.text.store:
+        if self._normal(self.features.store) == self._normal(self.text.store):
             raise ValueError(
                 f"features.store and text.store need two places, got {self.text.store!r} for both"
             )
@@ -528,6 +539,10 @@ class Config(Section):
                 f"got {model.text_positions}"
             )
         return self
+
+    def _normal(self, place: str) -> str:
+        """A place in one way of writing it, to be compared."""
+        return os.path.abspath(self.path(place.removeprefix("file://")))  # noqa: PTH100 links stay
 
     def path(self, name: str) -> Path:
         """The file that a relative name of this configuration means."""

@@ -225,6 +225,13 @@ def test_a_missing_package_is_told_before_anything_starts(root, tmp_path, monkey
     check_trackers(TrackingConfig())
 
 
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_server_with_its_password_is_no_name_and_not_shown(root, name):
+    with pytest.raises(InputError, match=rf"tracking.{name}: needs a name") as error:
+        tiny_config(root, f"tracking.{name}=https://me:secret@server")
+    assert "secret" not in str(error.value)
+
+
 def test_a_server_that_is_down_is_told_once_and_gets_its_points_later(
     root, tmp_path, libraries, monkeypatch, caplog
 ):
