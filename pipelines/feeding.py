@@ -1,7 +1,7 @@
 """Features streamed to a worker of a training, by a Ray Data pipeline over its batches in order.
 
-Each worker has a pipeline of its own for the whole run: nothing is split between workers, so no row
-is dropped, and nothing starts anew with an epoch.
+Each worker has pipelines of its own, one after the other: nothing is split between workers, so no
+row is dropped. One plans thousands of batches, whatever an epoch has, so that few are started.
 """
 
 import logging
@@ -21,6 +21,7 @@ from shine.data.sampler import GlobalBatch
 from shine.data.store import RangeStore
 from shine.errors import InputError
 
+_PLANNED: Final = 2**13  # batches of a pipeline
 _AT_A_TIME: Final = 32  # batches that a reader is told of
 _BLOCK_BYTES: Final = 2**22  # of clips that travel together, where a batch is not larger
 _STORE_BYTES: Final = 2**27  # of clips of one worker in Ray's object store at a time
@@ -48,14 +49,17 @@ class StreamedFeed:
         device: torch.device,
     ) -> Generator[Batch]:
         """See `shine.data.feeding.Feed`."""
-        rows = [dealt(batch, rank, world_size) for batch in batches]
-        streamed = _stream(self.place, dataset, rows, world_size)
-        yield from ahead(
-            collate(dataset, batch, rank=rank, world_size=world_size, stored=stored).bound_for(
-                device
-            )
-            for batch, stored in zip(batches, streamed, strict=True)
-        )
+        share = {"rank": rank, "world_size": world_size}
+
+        def collated() -> Iterator[Batch]:
+            remaining = iter(batches)
+            while planned := list(islice(remaining, _PLANNED)):
+                rows = [dealt(batch, **share) for batch in planned]
+                streamed = _stream(self.place, dataset, rows, world_size)
+                for batch, stored in zip(planned, streamed, strict=True):
+                    yield collate(dataset, batch, **share, stored=stored).bound_for(device)
+
+        yield from ahead(collated())
 
 
 class Reader:

@@ -25,7 +25,7 @@ from shine.engine import LocalBackend, RunOrder, train
 from shine.errors import InputError
 
 CPU = torch.device("cpu")
-FEEDS = ("mapped", "resident", "streamed")
+FEEDS = ("mapped", "resident", "streamed")  # the last one: by ranges, without a cluster
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def fed(config, rank, world_size, step=0):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_way_to_feed_gives_the_same_batches_in_the_same_order(
+def test_every_way_to_read_a_store_gives_the_same_batches_in_the_same_order(
     root, elsewhere, tmp_path, world_size
 ):
     """16 rows in batches of 5: the last batch of an epoch has one, so some workers have none."""
@@ -115,7 +115,7 @@ def test_a_worker_reads_each_video_of_a_batch_once(root):
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
-def test_a_run_ends_bit_for_bit_where_the_mapped_one_does_however_it_is_fed(
+def test_a_run_in_this_process_ends_bit_for_bit_where_the_mapped_one_does(
     root, elsewhere, tmp_path, feed
 ):
     changes = ("model.dropout=0.2", "train.epochs=3")
@@ -141,7 +141,7 @@ class StoppedBackend(LocalBackend):
             raise StoppedError
 
 
-def test_a_streamed_run_that_was_stopped_ends_where_the_calm_mapped_one_does(
+def test_a_stopped_run_that_reads_ranges_ends_where_the_calm_mapped_one_does(
     root, elsewhere, tmp_path
 ):
     changes = ("model.dropout=0.2", "train.epochs=4")
@@ -163,7 +163,7 @@ def test_a_streamed_run_that_was_stopped_ends_where_the_calm_mapped_one_does(
     assert all(0 < record["data_seconds"] <= record["seconds"] for record in records)
 
 
-def test_what_breaks_a_store_while_it_is_streamed_ends_the_run_in_one_sentence(root, tmp_path):
+def test_a_store_that_breaks_while_its_ranges_are_read_is_told_in_one_sentence(root, tmp_path):
     url = copied(root / "store", "memory://breaking")
     config = tiny_config(root, "features.feed=streamed", f"features.store={url}")
     dataset = Source.open(config).training()
@@ -195,7 +195,7 @@ def test_a_resident_store_is_one_matrix_in_the_stored_type(tmp_path):
     assert (matrix.dtype, tuple(matrix.shape)) == (torch.float16, (18 + 1, 6))
 
 
-def test_streaming_holds_a_few_batches_however_large_the_store_is(tmp_path):
+def test_ranges_read_ahead_hold_a_few_batches_however_large_the_store_is(tmp_path):
     """64 MB of clips through 1 MB batches; what Python and NumPy allocate stays far below."""
     videos = {f"v{number}": 64 for number in range(512)}
     write_store(tmp_path, lengths=videos, shards=[list(videos)], width=1024)
