@@ -542,7 +542,7 @@ class Config(Section):
 
     def _normal(self, place: str) -> str:
         """A place in one way of writing it, to be compared."""
-        return os.path.abspath(self.path(place.removeprefix("file://")))  # noqa: PTH100 links stay
+        return os.path.abspath(self.path(place.removeprefix("file://")))
 
     def path(self, name: str) -> Path:
         """The file that a relative name of this configuration means."""

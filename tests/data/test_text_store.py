@@ -273,9 +273,26 @@ def test_a_password_in_a_url_is_refused_unseen(tmp_path):
     assert "hidden" not in str(error.value)
 
 
-def test_clips_and_texts_do_not_share_a_place():
+@pytest.mark.parametrize(
+    ("features", "text"),
+    [
+        ("store", "store"),
+        ("store", "./store/"),
+        ("a/../store", "store"),
+        ("{root}/store", "store"),
+        ("file://{root}/store", "store"),
+        ("s3://bucket/store", "s3://bucket/store/"),
+    ],
+)
+def test_clips_and_texts_do_not_share_a_place(tmp_path, features, text):
+    features = features.replace("{root}", str(tmp_path))
     with pytest.raises(InputError, match="features.store and text.store need two places"):
-        at("store")
+        at(text, f"features.store={features}", f"data.root={tmp_path}")
+
+
+def test_clips_and_texts_may_lie_side_by_side():
+    assert at("s3://bucket/texts", "features.store=s3://bucket/store").text.store
+    assert at("shared/texts", "features.store=shared/texts/clips").text.store
 
 
 def test_a_manifest_of_another_format_is_refused(tmp_path):
