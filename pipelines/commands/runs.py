@@ -105,7 +105,7 @@ def evaluate(
 def runs(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER]...", help="Runs, or folders that hold runs."),
+        typer.Argument(metavar="FOLDER", help="Runs, or folders that hold runs."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +123,7 @@ def runs(
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs.")],
     out: OutFolder = Path("runs/report"),
     as_json: AsJson = False,
 ) -> None:
