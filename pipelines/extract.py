@@ -96,7 +96,7 @@ class ExtractVideos:
             open_video(content, name, threads=config.threads) as video,
         ):
             frames = video.frames(self._clip_seconds, config.frames_per_clip)
-            clips = self._extractor.clips(frames, config.frames_per_clip)
+            clips = self._extractor.clips(frames, config.frames_per_clip, name)
             facts = asdict(video.facts)
         if not np.abs(clips).max() <= np.finfo(config.dtype).max:  # nor is NaN
             raise InputError(

@@ -25,6 +25,8 @@ except ModuleNotFoundError:
     ) from None
 
 _RESAMPLING: Final = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+_MAX_BYTES: Final = 2**28  # of the clips of a video; seconds of a day and a half, 512 wide
+_PLACES: Final = 2**14  # whose embeddings are repeated at once
 _ADVICE: Final = "set extract.model to a model of the CLIP or SigLIP family"
 
 
@@ -166,7 +168,7 @@ class Extractor:
             )
         extractor = cls(model, Preprocessing.of(processor), batch_size=batch_size, device=device)
         try:
-            extractor.clips([(np.zeros((32, 32, 3), np.uint8), 1)], 1)
+            extractor.clips([(np.zeros((32, 32, 3), np.uint8), 1)], 1, name)
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"extract.model={name}: does not embed the frames that its checkpoint prepares: "
@@ -176,22 +178,45 @@ class Extractor:
 
     @torch.inference_mode()
     def clips(
-        self, frames: Iterable[tuple[UInt8[np.ndarray, "_ _ 3"], int]], frames_per_clip: int
+        self,
+        frames: Iterable[tuple[UInt8[np.ndarray, "_ _ 3"], int]],
+        frames_per_clip: int,
+        name: str,
     ) -> Float[np.ndarray, "clip width"]:
         """The clips of a video: means of the embeddings of their frames.
+
+        Beside them, a few frames and embeddings are in memory at a time.
 
         Args:
             frames: those that stand for clips, in their order, each with its number of places.
             frames_per_clip: places of a clip.
+            name: of the video, for messages.
+
+        Raises:
+            InputError: there are too many.
         """
         places: list[int] = []
-        embedded = [
-            self._embedded(batch)
-            for batch in _batches(self._resized(frames, places), self._batch_size)
-        ]
-        repeats = torch.tensor(places, device=self._device)
-        every = torch.cat(embedded).repeat_interleave(repeats, dim=0)  # [place, width]
-        return every.unflatten(0, (-1, frames_per_clip)).mean(dim=1).numpy(force=True)
+        every = torch.zeros(0)  # the embeddings at places whose clips are not made yet
+        made: list[Tensor] = []
+        num_done = 0
+        for batch in _batches(self._resized(frames, places), self._batch_size):
+            embedded = self._embedded(batch)
+            num_bytes = sum(places) // frames_per_clip * embedded.shape[1] * embedded.itemsize
+            if num_bytes > _MAX_BYTES:
+                raise InputError(
+                    f"{name}: its clips take more than {_MAX_BYTES >> 20} MiB; cut the video into "
+                    f"several, or remux it with correct times if it is not as long"
+                )
+            repeats = torch.tensor(places[num_done:], device=self._device)
+            num_done = len(places)
+            index = torch.arange(len(batch), device=self._device).repeat_interleave(repeats)
+            for part in index.split(_PLACES):
+                every = torch.cat([every.to(embedded), embedded[part]])
+                num_whole = len(every) // frames_per_clip * frames_per_clip
+                clips = every[:num_whole].unflatten(0, (-1, frames_per_clip)).mean(dim=1)
+                made.append(clips.cpu())
+                every = every[num_whole:]
+        return torch.cat(made).numpy()
 
     def _resized(
         self, frames: Iterable[tuple[UInt8[np.ndarray, "_ _ 3"], int]], places: list[int]

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,9 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, SiglipImageProcessorPil, SiglipModel
+from videos import write_video
 from vision import WIDTHS, processor, save_model
 
 from shine.errors import InputError
+from shine.video import extractor as module
+from shine.video.decoding import open_video
 from shine.video.extractor import Extractor, Preprocessing
 
 LEVEL = 1 / 255  # one step of a pixel, before mean and deviation
@@ -86,13 +92,63 @@ def test_a_clip_is_the_mean_of_the_embeddings_of_its_frames(
     alone = embedded_slowly(folder, model_class, processor(processor_class), images)
     expected = torch.stack([alone[[a, b]].mean(dim=0) for a, b in ((0, 1), (1, 2), (3, 3), (3, 4))])
     extractor = Extractor.load(str(folder), "main", batch_size=batch_size)
-    found = extractor.clips(zip(images, num_places, strict=True), 2)
+    found = extractor.clips(zip(images, num_places, strict=True), 2, "v")
     assert found.shape == (4, WIDTHS[kind])
     np.testing.assert_allclose(found, expected.numpy(), atol=0.01 * float(alone.std()))
 
 
 def load(folder):
     return Extractor.load(str(folder), "main", batch_size=4)
+
+
+@pytest.mark.parametrize("frames_per_clip", [1, 3, 8])
+def test_however_long_a_frame_is_shown_the_clips_are_those_of_its_places(
+    tmp_path, monkeypatch, frames_per_clip
+):
+    extractor = load(save_model(tmp_path / "model"))
+    images = [picture(48, 64, seed=number) for number in range(6)]
+    num_places = [1, 40, 7, 2, 90, 4]  # 144
+    alone = [extractor.clips([(image, 1)], 1, "v")[0] for image in images]
+    places = np.repeat(alone, num_places, axis=0).reshape(-1, frames_per_clip, WIDTHS["clip"])
+    monkeypatch.setattr(module, "_PLACES", 5)
+    found = extractor.clips(zip(images, num_places, strict=True), frames_per_clip, "v")
+    np.testing.assert_allclose(found, places.mean(axis=1), atol=1e-5)
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from shine.video.extractor import Extractor
+extractor = Extractor.load(sys.argv[1], "main", batch_size=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+extractor.clips([(np.zeros((32, 32, 3), np.uint8), 2**22)], 64, "v")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_grows_with_clips_and_not_with_their_places(tmp_path):
+    """Embeddings at every place would take 200 MB, the clips take 3."""
+    folder = save_model(tmp_path / "model")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert int(done.stdout) < 100 * 1024
+
+
+def test_a_small_file_that_claims_many_days_is_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "days.mkv", [3_590_000 * number for number in range(60)])
+    monkeypatch.setattr(module, "_MAX_BYTES", 2**23)
+    extractor = load(save_model(tmp_path / "model"))
+    with (
+        path.open("rb") as file,
+        open_video(file, "days.mkv") as video,
+        pytest.raises(InputError, match=r"days\.mkv: its clips take more than 8 MiB; cut"),
+    ):
+        extractor.clips(video.frames(1.0, 2), 2, "days.mkv")
 
 
 def test_what_is_no_model_of_this_family_is_refused(tmp_path):
@@ -141,9 +197,9 @@ def test_a_preprocessor_file_of_the_first_release_is_read(tmp_path):
         "image_std": expected.std,
     }
     image = picture(48, 64)
-    before = load(folder).clips([(image, 1)], 1)
+    before = load(folder).clips([(image, 1)], 1, "v")
     (folder / "preprocessor_config.json").write_text(json.dumps(written))
-    np.testing.assert_array_equal(load(folder).clips([(image, 1)], 1), before)
+    np.testing.assert_array_equal(load(folder).clips([(image, 1)], 1, "v"), before)
 
 
 class Bomb:
@@ -153,11 +209,11 @@ class Bomb:
 
 def test_weights_of_torch_are_read_without_executing_them(tmp_path):
     folder = save_model(tmp_path / "model")
-    expected = load(folder).clips([(picture(48, 64), 1)], 1)
+    expected = load(folder).clips([(picture(48, 64), 1)], 1, "v")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    found = load(folder).clips([(picture(48, 64), 1)], 1)
+    found = load(folder).clips([(picture(48, 64), 1)], 1, "v")
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     torch.save({**weights, "extra": Bomb()}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="its weights are damaged or no plain numbers"):
