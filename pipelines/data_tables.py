@@ -12,7 +12,13 @@ from rich.text import Text
 from pipelines.console import printable
 
 _STYLES = {"refused": "bold red", "warning": "yellow", "note": "dim"}
-_MARKS = {"ok": "green", "missing": "bold red", "mismatched": "bold red", "not needed": "dim"}
+_MARKS = {
+    "ok": "green",
+    "missing": "bold red",
+    "mismatched": "bold red",
+    "unknown": "yellow",
+    "not needed": "dim",
+}
 _SHOWN = 3  # examples of a defect
 
 

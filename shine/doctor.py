@@ -11,14 +11,14 @@ from shine.data.annotations import read_annotations
 from shine.data.check import check, config_files
 from shine.data.inventory import count_clips, has_store, open_listed
 from shine.data.loading import cache_folder
-from shine.data.sources import ABSENT, located, open_source
+from shine.data.sources import located, open_source
 from shine.data.text import read_word_vectors
 from shine.data.text_files import TextOrigin, needed_texts, text_files
 from shine.data.text_store import TextStore, read_manifest, text_storage
 from shine.errors import InputError
 from shine.language.negatives import read_negatives
 
-Status = Literal["ok", "missing", "mismatched", "not needed"]
+Status = Literal["ok", "missing", "mismatched", "unknown", "not needed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,23 +232,25 @@ def _sources(config: Config) -> Iterator[Finding]:
     vids = _videos(config)
     for part in located(config).parts:
         name = f"features {part.path.rstrip('/').rsplit('/', 1)[-1]}"
+        advice = _origin(config).features
         try:
             source = open_source(part)
-            versions = [source.version(vid) for vid in vids]
         except (InputError, ImportError) as error:
-            advice = _origin(config).features
             yield Finding(name, "missing", str(error), advice, needed=False)
             continue
-        held = len(versions) - versions.count(ABSENT)
-        if held and len(set(versions)) == 1 < len(vids):
-            found = f"{part.path}: one file of many videos; packing tells what it lacks"
-            yield Finding(name, "ok", found, needed=False)
-        elif held == len(vids):
-            found = f"{part.path}: files of all {held} videos"
+        try:
+            held = [source.holds(vid) for vid in vids]
+        except (InputError, ImportError) as error:
+            yield Finding(name, "mismatched", str(error), advice, needed=False)
+            continue
+        if None in held:
+            found = f"{part.path}: not looked at, packing copies it and tells what it lacks"
+            yield Finding(name, "unknown", found, needed=False)
+            continue
+        found = f"{part.path}: {held.count(True)} of the {len(vids)} videos of the annotations"
+        if all(held):
             yield Finding(name, "ok", found, needed=False)
         else:
-            found = f"{part.path}: files of {held} of {len(vids)} videos"
-            advice = _origin(config).features
             yield Finding(name, "missing", found, advice, needed=False)
 
 
@@ -274,12 +276,11 @@ def _texts(config: Config) -> Iterator[Finding]:
             "evaluate": config.evaluate.model_copy(update={"negatives": None}),
         }
     )
+    needed, unread = None, ""
     try:
         needed = needed_texts(training)
-    except InputError as error:
-        advice = "correct the annotations and the negatives first"
-        yield Finding("text store", "mismatched", str(error), advice)
-        return
+    except InputError as error:  # of annotations or negatives, which have findings of their own
+        unread = str(error)
     encode = "`shine text encode --config ...` makes it"
     try:
         storage = text_storage(config)
@@ -288,10 +289,14 @@ def _texts(config: Config) -> Iterator[Finding]:
             yield from _encoding(config, needed)
             return
         store = TextStore.open(config, cache_folder(config))
-        store.find(list(needed))
+        store.find(list(needed or ()))
     except (InputError, ImportError) as error:
         yield Finding("text store", "mismatched", str(error), encode)
         yield from _encoding(config, needed)
+        return
+    if needed is None:
+        found = f"{storage.shown}: not compared with the texts of training ({unread})"
+        yield Finding("text store", "unknown", found, "correct the annotations first")
         return
     yield Finding("text store", "ok", f"{storage.shown}: all {len(needed)} texts of training")
     with contextlib.suppress(InputError):  # of annotations, told above
@@ -302,9 +307,13 @@ def _texts(config: Config) -> Iterator[Finding]:
             yield Finding("text of tests", "missing", str(error), encode, needed=False)
 
 
-def _encoding(config: Config, needed: Mapping[str, TextOrigin]) -> Iterator[Finding]:
+def _encoding(config: Config, needed: Mapping[str, TextOrigin] | None) -> Iterator[Finding]:
     """What `shine text encode` needs, where it has to be run."""
     if config.text.encoder == "precomputed":
+        if needed is None:
+            found = "not looked at, as the annotations do not tell which are needed"
+            yield Finding("text files", "unknown", found, needed=False)
+            return
         try:
             files = text_files(config, needed)
         except InputError as error:
@@ -319,8 +328,11 @@ def _encoding(config: Config, needed: Mapping[str, TextOrigin]) -> Iterator[Find
     yield _package("transformers", "text.encoder=hugging_face", "models")
     model = config.text.model
     folder = config.path(model)
-    found = f"{folder}, a folder" if folder.is_dir() else f"{model}, of the Hugging Face hub"
-    yield Finding("text model", "ok", found, needed=False)
+    if folder.is_dir():
+        yield Finding("text model", "ok", f"{folder}, a folder", needed=False)
+        return
+    found = f"not looked at: {model} is fetched from the Hugging Face hub when texts are encoded"
+    yield Finding("text model", "unknown", found, needed=False)
 
 
 def _package(name: str, why: str, extra: str) -> Finding:

@@ -1,6 +1,9 @@
 import json
 import shutil
 
+import fsspec
+import h5py
+import lmdb
 import numpy as np
 import pytest
 from encoded import store_texts
@@ -158,7 +161,9 @@ def test_raw_features_are_counted_where_nothing_is_packed(root):
     for number in (1, 2, 3):
         (root / "features" / f"v{number}.npy").unlink()
     findings = examine(tiny_config(root))
-    assert only(findings, "features features").found.endswith("files of 9 of 12 videos")
+    assert only(findings, "features features").found.endswith(
+        ": 9 of the 12 videos of the annotations"
+    )
     findings = examine(tiny_config(root, "features.sources=[none]"))
     assert "no features in" in only(findings, "features none").found
 
@@ -212,6 +217,12 @@ def test_texts_that_a_store_lacks_are_told(root):
     findings = examine(config)
     assert parts(findings)["text store"] == "ok"
     assert could_train(findings)
+    (root / "train.jsonl").rename(root / "away")
+    findings = examine(config)
+    assert parts(findings)["text store"] == "unknown"
+    assert "not compared with the texts" in only(findings, "text store").found
+    assert not could_train(findings)
+    (root / "away").rename(root / "train.jsonl")
     renamed(root, "test")
     findings = examine(config)
     assert parts(findings, "missing") == {"text of tests": "missing"}
@@ -258,11 +269,59 @@ def test_without_hard_negatives_none_are_looked_for(root):
     assert could_train(findings)
 
 
-def test_a_single_file_of_many_videos_is_told_as_one(root):
-    h5py = pytest.importorskip("h5py")
-    drop_store(root)
+def in_hdf5(root, vids):
     with h5py.File(root / "all.hdf5", "w") as file:
-        for number in range(12):
-            file[f"v{number}"] = np.load(root / "features" / f"v{number}.npy")
-    findings = examine(tiny_config(root, "features.sources=[all.hdf5]"))
-    assert "one file of many videos" in only(findings, "features all.hdf5").found
+        for vid in vids:
+            file[f"{vid}/rgb"] = np.load(root / "features" / f"{vid}.npy")
+        file["v0/linked"] = h5py.SoftLink("/v0/rgb")
+    return "all.hdf5"
+
+
+def in_lmdb(root, vids):
+    with (
+        lmdb.open(str(root / "all.lmdb"), map_size=2**24) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for vid in vids:
+            transaction.put(f"{vid}/rgb".encode(), (root / "features" / f"{vid}.npy").read_bytes())
+    return "all.lmdb"
+
+
+@pytest.mark.parametrize("pack", [in_hdf5, in_lmdb])
+def test_the_videos_in_one_file_of_many_are_counted(root, pack):
+    drop_store(root)
+    vids = [f"v{number}" for number in range(12)]
+    name = pack(root, vids[:9])
+
+    def told(file):
+        sources = json.dumps([{"path": name, "file": file}])
+        return only(examine(tiny_config(root, f"features.sources={sources}")), f"features {name}")
+
+    finding = told("{vid}/rgb")
+    assert (finding.status, finding.needed) == ("missing", False)
+    assert finding.found.endswith(": 9 of the 12 videos of the annotations")
+    for file in ("{vid}/linked", "{vid}/" + "x" * 600):
+        assert told(file).found.endswith(": 0 of the 12 videos of the annotations")
+    pack(root, vids)
+    assert told("{vid}/rgb").status == "ok"
+
+
+def test_a_file_of_many_videos_that_is_cut_or_elsewhere_is_told(root):
+    drop_store(root)
+    path = root / in_hdf5(root, [f"v{number}" for number in range(12)])
+    fsspec.filesystem("memory").pipe_file("/doctor/all.hdf5", path.read_bytes())
+    there = "features.sources=['memory://doctor/all.hdf5']"
+    finding = only(examine(tiny_config(root, there)), "features all.hdf5")
+    assert (finding.status, "packing copies it" in finding.found) == ("unknown", True)
+    path.write_bytes(path.read_bytes()[:-4096])
+    cut = only(examine(tiny_config(root, "features.sources=[all.hdf5]")), "features all.hdf5")
+    assert (cut.status, "damaged or not whole" in cut.found) == ("mismatched", True)
+
+
+def test_a_model_that_is_not_here_is_told_as_not_looked_at(root):
+    finding = only(examine(tiny_config(root, "text.encoder=hugging_face")), "text model")
+    assert finding.status == "unknown"
+    assert "is fetched from the Hugging Face hub when texts are encoded" in finding.found
+    (root / "clip").mkdir()
+    here = tiny_config(root, "text.encoder=hugging_face", "text.model=clip")
+    assert only(examine(here), "text model").status == "ok"

@@ -71,6 +71,13 @@ class Hdf5:
             raise _damaged(where, error) from None
         return checked_matrix(values, where, _FORM)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a dataset under `name`, in the file itself."""
+        try:
+            return self._find(name, self._where) is not None
+        except UNREADABLE:
+            return False
+
     def _find(self, name: str, where: str) -> h5py.Dataset | None:
         found: Any = self._file
         for part in filter(None, name.split("/")):
@@ -197,6 +204,14 @@ class Lmdb:
                 return parse_matrix(value, self._key, _FORM, where)
         except lmdb.Error as error:
             raise _damaged(where, error) from None
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a value under the key `name`."""
+        try:
+            with self._environment.begin(buffers=True) as transaction:
+                return transaction.get(name.encode()) is not None
+        except lmdb.Error:  # a key longer than any can be
+            return False
 
 
 def _damaged(where: str, error: BaseException) -> InputError:

@@ -50,6 +50,16 @@ class Source(Protocol):
         """
         ...
 
+    def holds(self, vid: str) -> bool | None:
+        """Whether there is an array of a video, which may still be refused when it is read.
+
+        None: a file of many videos elsewhere, which would have to be copied to know.
+
+        Raises:
+            InputError: the storage failed, or a file of many videos cannot be opened.
+        """
+        ...
+
     def version(self, vid: str) -> str:
         """What changes when the file changes in which the video is, or comes or goes.
 
@@ -152,6 +162,10 @@ class _Folder:
                 raise VideoRefused(str(error).replace(str(path), where)) from None
         return _of_width(clips, width, where)
 
+    def holds(self, vid: str) -> bool:
+        """See `Source`."""
+        return not _is_unsafe(vid) and self._find(vid) is not None
+
     def version(self, vid: str) -> str:
         """See `Source`."""
         name = None if _is_unsafe(vid) else self._find(vid)
@@ -184,6 +198,10 @@ class _Opened(Protocol):
         """The array under `name`; None where there is none."""
         ...
 
+    def holds(self, name: str) -> bool:
+        """Whether there is an array under `name`."""
+        ...
+
 
 class _Container:
     """A file of many videos, which each process opens when it first reads."""
@@ -204,7 +222,7 @@ class _Container:
         """See `Source`."""
         _check_vid(vid)
         opened = self._opened
-        name = (self.config.file or "{vid}").replace("{vid}", vid)
+        name = self._named(vid)
         try:
             clips = opened.read(name)
         except InputError as error:
@@ -214,9 +232,18 @@ class _Container:
             raise VideoRefused(f"no features of video {vid!a}: expected {where}")
         return _of_width(clips, width, where)
 
+    def holds(self, vid: str) -> bool | None:
+        """See `Source`."""
+        if self._storage.local(self._name) is None:
+            return None
+        return not _is_unsafe(vid) and self._opened.holds(self._named(vid))
+
     def version(self, vid: str) -> str:
         """See `Source`."""
         return self._version
+
+    def _named(self, vid: str) -> str:
+        return (self.config.file or "{vid}").replace("{vid}", vid)
 
     @cached_property
     def _version(self) -> str:
