@@ -17,7 +17,7 @@ _OVERRIDE: Final = re.compile(r"\w+(\.[\w-]+)+=.*", re.DOTALL)
 @app.command("check")
 def data_check(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE]... [SECTION.KEY=VALUE]...")
+        list[str] | None, typer.Argument(metavar="FILE|SECTION.KEY=VALUE", show_default=False)
     ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
