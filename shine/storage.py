@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -61,17 +62,35 @@ class Storage:
             folder: relative to the storage.
             prefix: how the names begin; a remote storage lists no others.
         """
+        return sorted(self.sizes(folder, prefix))
+
+    def sizes(self, folder: str = "", prefix: str = "") -> dict[str, int | None]:
+        """The bytes of each file that `names` lists; None where the storage does not tell."""
         place = self._at(folder)
-        with self._telling("list", folder):
-            self._fs.invalidate_cache()
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                if prefix and not self.is_local:
-                    found = self._fs.find(place, maxdepth=1, prefix=prefix, detail=True).values()
-                else:
-                    found = self._fs.ls(place, detail=True)
-                names = [PurePosixPath(e["name"]).name for e in found if e["type"] == "file"]
-                return sorted(name for name in names if name.startswith(prefix))
-        return []
+        absent = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with self._telling("list", folder), absent:
+            found = self._local_sizes(place) if self.is_local else self._remote_sizes(place, prefix)
+            return {name: size for name, size in found.items() if name.startswith(prefix)}
+        return {}
+
+    def _local_sizes(self, place: str) -> dict[str, int | None]:
+        sizes: dict[str, int | None] = {}
+        for path in map(Path, self._fs.ls(place, detail=False) if os.path.isdir(place) else ()):
+            # Another process may have removed it; or it is a link to nothing.
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    sizes[path.name] = found.st_size
+        return sizes
+
+    def _remote_sizes(self, place: str, prefix: str) -> dict[str, int | None]:
+        self._fs.invalidate_cache()
+        if prefix:
+            entries = self._fs.find(place, maxdepth=1, prefix=prefix, detail=True).values()
+        else:
+            entries = self._fs.ls(place, detail=True)
+        files = [entry for entry in entries if entry["type"] == "file"]
+        return {PurePosixPath(file["name"]).name: file.get("size") for file in files}
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""

@@ -30,6 +30,9 @@ def test_a_file_is_found_read_copied_and_removed(storage, tmp_path):
     storage.write("two", source)
     assert storage.names() == ["two"]
     assert storage.names("sub") == ["one"]
+    assert storage.sizes() == {"two": 2}
+    assert storage.sizes("sub", "o") == {"one": 1}
+    assert storage.sizes("sub", "x") == storage.sizes("nothing") == {}
     assert storage.read("sub/one") == b"1"
     assert storage.size("two") == 2
     with storage.open("two") as file:
@@ -73,6 +76,19 @@ def test_a_local_file_is_whole_or_as_before(tmp_path):
         storage.write("one", tmp_path / "no such source")
     assert storage.names() == ["one"]
     assert storage.read("one") == b"before"
+
+
+def test_links_to_files_are_files(tmp_path):
+    (tmp_path / "elsewhere.mp4").write_bytes(b"four")
+    (tmp_path / "videos" / "folder").mkdir(parents=True)
+    (tmp_path / "videos" / "a.mp4").symlink_to(tmp_path / "elsewhere.mp4")
+    (tmp_path / "videos" / "b.mp4").write_bytes(b"1")
+    (tmp_path / "videos" / "gone.mp4").symlink_to(tmp_path / "nothing")
+    (tmp_path / "videos" / "to_folder").symlink_to(tmp_path / "videos" / "folder")
+    storage = Storage(tmp_path / "videos", ADVICE)
+    assert storage.sizes() == {"a.mp4": 4, "b.mp4": 1}
+    assert storage.names() == ["a.mp4", "b.mp4"]
+    assert storage.names("b.mp4") == []
 
 
 def test_urls_are_told_from_paths():
