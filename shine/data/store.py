@@ -69,10 +69,7 @@ class FeatureStore:
             folder = local_copy(storage, index.files, cache or default_cache(), index.digest)
         for file in index.files:
             if not is_whole(folder / file.name, file):
-                raise InputError(
-                    f"{folder / file.name}: not a whole shard, expected {file.bytes} bytes; "
-                    f"pack the features again"
-                )
+                raise _cut(folder / file.name, file)
         shards = {file.name: map_matrix(folder / file.name) for file in index.files}
         _check_places(index, {name: matrix.shape for name, matrix in shards.items()}, storage)
         return FeatureStore(folder, index.manifest, index.places, shards)
@@ -165,15 +162,19 @@ class RangeStore(FeatureStore):
         """The store at a path or URL, of which nothing but where its videos lie is read.
 
         Raises:
-            InputError: there is no finished store, or a shard is missing.
+            InputError: there is no finished store, or a shard is missing or not as long as it was.
         """
         storage = open_storage(place)
         index = _read_index(storage)
-        if missing := {file.name for file in index.files} - set(storage.names()):
-            raise InputError(
-                f"{storage.shown}/{min(missing)} is missing; pack the features again, or copy the "
-                f"whole store"
-            )
+        sizes = storage.sizes()
+        for file in index.files:
+            where = f"{storage.shown.rstrip('/')}/{file.name}"
+            if file.name not in sizes:
+                raise InputError(
+                    f"{where} is missing; pack the features again, or copy the whole store"
+                )
+            if sizes[file.name] not in (None, file.bytes):
+                raise _cut(where, file)
         return RangeStore(storage.shown, index.manifest, index.places, {}, storage)
 
     @classmethod
@@ -298,6 +299,12 @@ def _read_index(storage: Storage) -> _Index:
         raise InputError(f"{where} names files outside its folder; pack the features again")
     places = _places(storage, manifest["videos"])
     return _Index(manifest, hashlib.sha256(content).hexdigest(), files, places)
+
+
+def _cut(where: str | Path, file: ShardFile) -> InputError:
+    return InputError(
+        f"{where}: not a whole shard, expected {file.bytes} bytes; pack the features again"
+    )
 
 
 def _places(storage: Storage, videos: Mapping[str, Any]) -> dict[str, Place]:

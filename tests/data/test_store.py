@@ -155,8 +155,13 @@ def test_a_shard_that_is_cut_lost_or_another_file_is_told(tmp_path):
     shard.write_bytes(content[:400])
     with pytest.raises(InputError, match=rf"not a whole shard, expected {len(content)} bytes"):
         FeatureStore.open(tmp_path)
+    with pytest.raises(InputError, match=rf"not a whole shard, expected {len(content)} bytes"):
+        RangeStore.open(tmp_path)
+    shard.write_bytes(content)
+    ranges = RangeStore.open(tmp_path)
+    shard.write_bytes(content[:400])
     with pytest.raises(InputError, match="is cut short; pack the features again"):
-        RangeStore.open(tmp_path).clips("c")
+        ranges.clips("c")
     shard.write_bytes(b"x" * len(content))
     with pytest.raises(InputError, match="not a whole shard"):
         RangeStore.open(tmp_path).clips("c")
@@ -167,6 +172,28 @@ def test_a_shard_that_is_cut_lost_or_another_file_is_told(tmp_path):
         RangeStore.open(tmp_path)
     with pytest.raises(InputError, match="not a whole shard"):
         FeatureStore.open(tmp_path)
+
+
+def test_a_shard_that_is_cut_elsewhere_is_told_before_anything_is_read(bucket):
+    write_store(f"{bucket}/short")
+    storage = Storage(f"{bucket}/short", "")
+    name = storage.names(prefix="shard-00001")[0]
+    content = storage.read(name)
+    storage.write(name, content[:-8])
+    with pytest.raises(InputError, match=rf"{name}: not a whole shard, expected {len(content)} by"):
+        RangeStore.open(f"{bucket}/short")
+
+
+def test_a_store_of_links_is_read(tmp_path):
+    clips = write_store(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for path in (tmp_path / "real").iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    for kind in (FeatureStore, RangeStore):
+        store = kind.open(tmp_path / "linked")
+        store.verify()
+        for vid, expected in clips.items():
+            np.testing.assert_array_equal(store.clips(vid), expected)
 
 
 def test_a_store_is_checked_in_full_once_and_again_when_a_file_changed(tmp_path):
