@@ -250,14 +250,15 @@ def _read_evaluation(folder: Path) -> Evaluation | None:
     if not path.exists():
         return None
     evaluation = read_json(path, f"write it with `shine evaluate {folder}`")
-    missing = Evaluation.__required_keys__ - evaluation.keys()
-    for split in evaluation.get("splits", {}).values():
+    held: Any = evaluation if isinstance(evaluation, dict) else {}
+    missing = Evaluation.__required_keys__ - held.keys()
+    for split in held.get("splits", {}).values():
         missing |= Queries.__required_keys__ - split["queries"].keys()
     if missing:
         raise InputError(
             f"{path}: lacks {sorted(missing)}; write it again with `shine evaluate {folder}`"
         )
-    return evaluation
+    return held
 
 
 def _read_examples(folder: Path) -> list[Mapping[str, Any]]:

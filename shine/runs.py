@@ -202,6 +202,8 @@ def read_run_folder(folder: Path) -> Run:
     environment, history = {}, []
     if state["status"] != "imported":
         environment = read_json(folder / ENVIRONMENT_FILE, _TRAINS)
+        if not isinstance(environment, dict):
+            raise InputError(f"{folder / ENVIRONMENT_FILE}: expected a JSON object; {_TRAINS}")
         metrics = folder / METRICS_FILE
         lines = read_text(metrics, _TRAINS).split("\n")[:-1] if metrics.exists() else []
         history = [parse_json(line, metrics) for line in lines if line.strip()]

@@ -318,6 +318,9 @@ def test_an_evaluation_without_values_of_each_query_is_told(tmp_path):
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     with pytest.raises(InputError, match=r"lacks \['values'\]; write it again with"):
         write_report([run], tmp_path / "report.html")
+    (run / "evaluation.json").write_text("[]")
+    with pytest.raises(InputError, match=r"evaluation.json: lacks .*'splits'.*shine evaluate"):
+        write_report([run], tmp_path / "report.html")
 
 
 def test_altered_words_are_marked_and_shared_ones_are_not(tmp_path):

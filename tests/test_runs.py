@@ -140,6 +140,7 @@ def test_runs_are_found_at_any_depth_and_once_the_latest_first(tmp_path):
         ("metrics.jsonl", '{"epoch": 1}\n', "expected lines with"),
         ("metrics.jsonl", "", "expected the curves of a finished run"),
         ("environment.json", None, "expected a file of a run"),
+        ("environment.json", "[]", "expected a JSON object"),
     ],
 )
 def test_a_damaged_run_is_told_and_the_others_are_listed(tmp_path, file, content, says):
