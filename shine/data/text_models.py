@@ -8,7 +8,6 @@ model is never run.
 import contextlib
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,9 +21,13 @@ from shine.config import Config, TextConfig
 from shine.data.text_files import stored_tokens
 from shine.data.text_store import Identity
 from shine.errors import InputError
+from shine.pretrained import told
 
 _MOST_TOKENS: Final = 512  # of a text, where a model states no limit of its own
 _BATCH_TOKENS: Final = 4096  # of a forward pass, padding included
+_ADVICE: Final = (
+    "name a model of the hub, or a folder with its configuration, weights and tokenizer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +53,12 @@ class ModelEncoder:
     """
 
     def __init__(self, name: str, config: TextConfig, device: str = "cpu"):
-        with _told(name):
-            self._tokenizer, self._model, self._limit = _load(name)
         self._config = config
         self._device = device
+        with told(f"text.model={name}", "cannot be loaded", _ADVICE):
+            self._tokenizer, self._model, self._limit = _load(name)
+            self._model.to(device)
+            self._hidden(self._tokenizer(["a"])["input_ids"])
         self.width: int = self._model.config.hidden_size
         self.identity: Identity = {
             "encoder": "hugging_face",
@@ -64,7 +69,6 @@ class ModelEncoder:
             "normalize": config.normalize,
             "dtype": config.dtype,
         }
-        self._model.to(device)
 
     @classmethod
     def of(cls, config: Config, *, device: str = "cpu") -> "ModelEncoder":
@@ -167,21 +171,6 @@ def _load(name: str) -> tuple[Any, Any, int]:
     limits = [tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None)]
     stated = [limit for limit in limits if limit is not None and 0 < limit < 10**6]
     return tokenizer, model.eval(), min(stated, default=_MOST_TOKENS)
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What goes wrong at loading a model is one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(
-            f"cannot load the text model {name} (text.model): {reason[:200].rstrip('. ')}; name a "
-            f"model of the hub, or a folder with its configuration, weights and tokenizer"
-        ) from None
 
 
 @contextlib.contextmanager

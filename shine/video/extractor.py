@@ -3,17 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from shine.errors import InputError
+from shine.pretrained import told
 
 try:
     import transformers
@@ -27,6 +26,7 @@ except ModuleNotFoundError:
 _RESAMPLING: Final = {2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 _MAX_BYTES: Final = 2**28  # of the clips of a video; seconds of a day and a half, 512 wide
 _PLACES: Final = 2**14  # whose embeddings are repeated at once
+_FOLDER_ADVICE: Final = "name a model on the hub or a folder that save_pretrained wrote"
 _ADVICE: Final = "set extract.model to a model of the CLIP or SigLIP family"
 
 
@@ -140,40 +140,25 @@ class Extractor:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         options = {"revision": revision, "trust_remote_code": False}
-        try:
+        where = f"extract.model={name}"
+        with told(where, "cannot be loaded", _FOLDER_ADVICE):
             processor = AutoImageProcessor.from_pretrained(name, backend="pil", **options)
             model, found = AutoModel.from_pretrained(
                 name, dtype=torch.float32, output_loading_info=True, weights_only=True, **options
             )
-        except (UnpicklingError, SafetensorError):
-            # The message of torch may advise to execute the file.
-            raise InputError(
-                f"extract.model={name}: its weights are damaged or no plain numbers; get the "
-                f"checkpoint again"
-            ) from None
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"extract.model={name}: cannot be loaded: {reason}; name a model on the hub or a "
-                f"folder that save_pretrained wrote"
-            ) from None
+            preprocessing = Preprocessing.of(processor)
         if not hasattr(model, "get_image_features"):
             raise InputError(
-                f"extract.model={name}: a {type(model).__name__} has no image embeddings; {_ADVICE}"
+                f"{where}: a {type(model).__name__} has no image embeddings; {_ADVICE}"
             )
         if lacking := sorted(found["missing_keys"]):
             raise InputError(
-                f"extract.model={name}: its weights lack {len(lacking)} of the parameters, such as "
+                f"{where}: its weights lack {len(lacking)} of the parameters, such as "
                 f"{lacking[0]}; get the checkpoint again"
             )
-        extractor = cls(model, Preprocessing.of(processor), batch_size=batch_size, device=device)
-        try:
+        extractor = cls(model, preprocessing, batch_size=batch_size, device=device)
+        with told(where, "does not embed the frames that its checkpoint prepares", _ADVICE):
             extractor.clips([(np.zeros((32, 32, 3), np.uint8), 1)], 1, name)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"extract.model={name}: does not embed the frames that its checkpoint prepares: "
-                f"{' '.join(str(error).split())[:300]}; {_ADVICE}"
-            ) from None
         return extractor
 
     @torch.inference_mode()

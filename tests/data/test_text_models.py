@@ -193,12 +193,13 @@ def test_a_pickle_in_the_place_of_weights_is_not_executed(clip, tmp_path):
     shutil.copytree(clip, folder)
     (folder / "model.safetensors").unlink()
     torch.save({"weight": Gadget(tmp_path / "executed")}, folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"cannot load the text model .*bad"):
+    damaged = r"text\.model=.*bad: its weights are damaged or no plain numbers"
+    with pytest.raises(InputError, match=damaged):
         encoder(folder)
     (folder / "pytorch_model.bin").write_bytes(
         pickle.dumps(Gadget(tmp_path / "executed"), protocol=2)
     )
-    with pytest.raises(InputError, match=r"cannot load the text model .*bad"):
+    with pytest.raises(InputError, match=damaged):
         encoder(folder)
     assert not (tmp_path / "executed").exists()
 
@@ -221,7 +222,7 @@ def test_code_that_comes_with_a_model_is_not_run(clip, tmp_path):
     settings["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForTextEncoding": "own.Own"}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\nclass Own: pass\n")
-    with pytest.raises(InputError, match="cannot load the text model"):
+    with pytest.raises(InputError, match=r"text\.model=.*: cannot be loaded"):
         encoder(folder)
     assert not (tmp_path / "executed").exists()
 
@@ -240,11 +241,52 @@ def test_a_model_without_a_text_tower_is_told(clip, tmp_path):
 
 def test_a_model_that_is_not_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot load the text model no/such \(text.model\)"):
+    with pytest.raises(InputError, match=r"text\.model=no/such: cannot be loaded"):
         encoder("no/such")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="cannot load the text model"):
+    with pytest.raises(InputError, match=r"text\.model=.*: cannot be loaded"):
         encoder(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("length", [0, 7, 900, -40])
+def test_weights_that_are_cut_are_told(clip, tmp_path, length):
+    folder = tmp_path / "cut"
+    shutil.copytree(clip, folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:length])
+    with pytest.raises(InputError, match=r"cut: its weights are damaged or no plain numbers"):
+        encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"text_config": {"hidden_size": "8"}}),
+        ("config.json", {"text_config": {"num_attention_heads": 0}}),
+        ("config.json", {"text_config": [1]}),
+        ("config.json", {"quantization_config": 3}),
+        ("config.json", []),
+        ("tokenizer_config.json", {"tokenizer_class": 5}),
+        ("tokenizer_config.json", {"tokenizer_class": "MecabTokenizer"}),
+        ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}),
+        ("tokenizer_config.json", {"model_max_length": "x"}),
+        ("tokenizer_config.json", {"pad_token": 5}),
+        ("tokenizer_config.json", []),
+        ("vocab.json", [1, 2]),
+        ("vocab.json", {f"{letter}{end}": 999 for letter in "abc" for end in ("", "</w>")}),
+    ],
+)
+def test_files_of_another_form_are_told(clip, tmp_path, name, changes):
+    folder = tmp_path / "other"
+    shutil.copytree(clip, folder)
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(
+        json.dumps(changes if isinstance(changes, list) else settings | changes)
+    )
+    with pytest.raises(
+        InputError, match=r"text\.model=.*other: cannot be loaded: .+; name a model"
+    ):
+        encoder(folder)
 
 
 def test_a_missing_package_is_told(monkeypatch, clip):

@@ -229,6 +229,28 @@ def test_weights_that_are_cut_are_refused(tmp_path, length):
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"vision_config": {"hidden_size": "16"}}),
+        ("config.json", {"vision_config": {"num_attention_heads": 0}}),
+        ("config.json", {"vision_config": [1]}),
+        ("preprocessor_config.json", {"size": [1, {}]}),
+        ("preprocessor_config.json", {"crop_size": "x"}),
+        ("preprocessor_config.json", {"image_mean": "x"}),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
+        ("preprocessor_config.json", {"rescale_factor": "x"}),
+        ("preprocessor_config.json", {"resample": "x"}),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path, name, changes):
+    folder = save_model(tmp_path / "model")
+    settings = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(settings | changes))
+    with pytest.raises(InputError):
+        load(folder)
+
+
 def test_code_of_a_checkpoint_is_never_run(tmp_path):
     folder = save_model(tmp_path / "model")
     (folder / "own.py").write_text("raise SystemExit('executed')")
