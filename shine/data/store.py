@@ -11,12 +11,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from shine.data.layout import FORMAT, MANIFEST
@@ -28,6 +30,15 @@ from shine.storage import Storage
 
 _HEAD: Final = 4096  # bytes of a shard that hold all that lies before its clips
 _CHUNK: Final = 2**23  # bytes read at a time
+
+_VIDEOS: Final = pa.schema(
+    [
+        pa.field("vid", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_clips", pa.int64(), nullable=False),
+    ]
+)
 
 Place = tuple[str, int, int]  # shard, first clip in it, clips
 
@@ -285,7 +296,7 @@ def _read_index(storage: Storage) -> _Index:
     where = f"{storage.shown.rstrip('/')}/{MANIFEST}"
     try:
         manifest = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{where} is not valid JSON; pack the features again") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
@@ -293,12 +304,35 @@ def _read_index(storage: Storage) -> _Index:
             f"{storage.shown}: expected a store of format {FORMAT}, got {found}; pack the features "
             f"again"
         )
-    files = [ShardFile(**shard) for shard in manifest["shards"]]
-    names = [file.name for file in files] + [manifest["videos"]["name"]]
-    if any(PurePosixPath(name).name != name for name in names):
+    try:
+        listed = _Manifest.model_validate_json(content)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(str(part) for part in wrong["loc"])
+        raise InputError(
+            f"{where} is not as packing writes it ({key}: {wrong['msg']}); pack the features again"
+        ) from None
+    if any(PurePosixPath(file.name).name != file.name for file in [listed.videos, *listed.shards]):
         raise InputError(f"{where} names files outside its folder; pack the features again")
-    places = _places(storage, manifest["videos"])
-    return _Index(manifest, hashlib.sha256(content).hexdigest(), files, places)
+    places = _places(storage, listed.videos)
+    return _Index(manifest, hashlib.sha256(content).hexdigest(), listed.shards, places)
+
+
+class _Manifest(BaseModel):
+    """What reading a store relies on in its manifest."""
+
+    model_config = ConfigDict(strict=True)
+
+    width: Annotated[int, Field(ge=1)]
+    audio_width: Annotated[int, Field(ge=0)] = 0
+    clip_seconds: float
+    normalize: bool
+    dtype: Literal["float16", "float32"]
+    num_videos: int
+    num_clips: int
+    simulated: str | None
+    videos: ShardFile
+    shards: list[ShardFile]
 
 
 def _cut(where: str | Path, file: ShardFile) -> InputError:
@@ -307,16 +341,19 @@ def _cut(where: str | Path, file: ShardFile) -> InputError:
     )
 
 
-def _places(storage: Storage, videos: Mapping[str, Any]) -> dict[str, Place]:
-    name = videos["name"]
-    content = storage.read(name) if storage.exists(name) else b""
-    if hashlib.sha256(content).hexdigest() != videos["sha256"]:
+def _places(storage: Storage, videos: ShardFile) -> dict[str, Place]:
+    where = f"{storage.shown.rstrip('/')}/{videos.name}"
+    content = storage.read(videos.name) if storage.exists(videos.name) else b""
+    if hashlib.sha256(content).hexdigest() != videos.sha256:
+        raise InputError(f"{where} is not the one that was packed; pack the features again")
+    try:
+        table = pq.read_table(io.BytesIO(content)).select(_VIDEOS.names).cast(_VIDEOS)
+    except (pa.ArrowException, ValueError, KeyError) as error:
         raise InputError(
-            f"{storage.shown.rstrip('/')}/{name} is not the one that was packed; pack the features "
-            f"again"
-        )
-    table = pq.read_table(io.BytesIO(content))
-    columns = [table[name].to_pylist() for name in ("vid", "shard", "offset", "num_clips")]
+            f"{where} is not as packing writes it ({' '.join(str(error).split())[:100]}); pack the "
+            f"features again"
+        ) from None
+    columns = [column.to_pylist() for column in table.columns]
     return {vid: tuple(place) for vid, *place in zip(*columns, strict=True)}
 
 
@@ -329,7 +366,7 @@ def _check_places(index: _Index, shapes: Mapping[str, tuple[int, ...]], storage:
     width = index.manifest["width"]
     for vid, (shard, offset, length) in index.places.items():
         rows, columns = shapes.get(shard, (0, 0))
-        if offset + length > rows or columns != width:
+        if not 0 <= offset <= offset + length <= rows or columns != width:
             raise InputError(
                 f"{storage.shown}: video {vid} does not lie within {shard}, which holds {rows} "
                 f"clips of {columns} columns; pack the features again"

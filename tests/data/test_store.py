@@ -5,6 +5,8 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from s3_server import serving_s3
@@ -14,6 +16,7 @@ from shine.data.local_copy import verify_once
 from shine.data.resident import ResidentStore
 from shine.data.store import FeatureStore, RangeStore, padded
 from shine.errors import InputError
+from shine.files import sha256
 from shine.storage import Storage
 
 
@@ -137,6 +140,67 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="names files outside its folder"):
         FeatureStore.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shards": None}, "shards: Input should be a valid"),
+        ({"shards": {"shard-00000.arrow": "0"}}, "shards: Input should be a valid"),
+        ({"shards": [{"name": "a", "sha256": "b"}]}, "shards.0.bytes: Field required"),
+        ({"shards": [{"name": "a", "sha256": "b", "bytes": "9"}]}, "shards.0.bytes: Input should"),
+        ({"videos": "videos.parquet"}, "videos: Input should be"),
+        ({"width": "6"}, "width: Input should be a valid integer"),
+        ({"width": 0}, "width: Input should be greater"),
+        ({"dtype": "object"}, "dtype: Input should be 'float16' or 'float32'"),
+        ({"clip_seconds": None}, "clip_seconds: Input should be a valid number"),
+        ({"normalize": None}, "normalize: Input should be a valid boolean"),
+        ({"simulated": []}, "simulated: Input should be a valid string"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(tmp_path, change, says):
+    write_store(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
+    for kind in (FeatureStore, RangeStore):
+        with pytest.raises(
+            InputError, match=rf"manifest.json is not as packing .* \({says}.*\); p"
+        ):
+            kind.open(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["width", "clip_seconds", "normalize", "dtype", "simulated",
+                                 "num_videos", "num_clips", "videos", "shards"])  # fmt: skip
+def test_a_manifest_without_a_key_is_refused(tmp_path, key):
+    write_store(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=rf"is not as packing writes it \({key}: Field required"):
+        RangeStore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.drop(["offset"]),
+        lambda table: table.set_column(2, "offset", pa.array([None] * 5, pa.int64())),
+        lambda table: table.set_column(2, "offset", pa.array(["x"] * 5)),
+        None,
+    ],
+)
+def test_places_of_another_form_are_refused(tmp_path, change):
+    write_store(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    path = tmp_path / manifest["videos"]["name"]
+    if change is None:
+        path.write_bytes(b"no table")
+    else:
+        pq.write_table(change(pq.read_table(path)), path)
+    manifest["videos"]["sha256"] = sha256(path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"videos-\w+\.parquet is not as packing writes it \("):
+        RangeStore.open(tmp_path)
 
 
 def test_videos_that_do_not_lie_within_their_shard_are_refused(tmp_path):
