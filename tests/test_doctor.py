@@ -90,6 +90,15 @@ def other_stride(root):
     return ("features.clip_seconds=2",)
 
 
+def other_type(root):
+    return ("features.dtype=float32",)
+
+
+def other_form(root):
+    (root / "store" / "manifest.json").write_text('{"format": 2}')
+    return ()
+
+
 def new_video(root):
     records = [json.loads(line) for line in (root / "train.jsonl").read_text().splitlines()]
     write_jsonl(root / "train.jsonl", [*records, {**records[0], "qid": "new", "vid": "new"}])
@@ -131,6 +140,8 @@ def no_texts(root):
         (old_store, "feature store", "mismatched"),
         (other_width, "feature store", "mismatched"),
         (other_stride, "feature store", "mismatched"),
+        (other_type, "feature store", "mismatched"),
+        (other_form, "feature store", "mismatched"),
         (new_video, "feature store", "mismatched"),
         (long_videos, "train", "mismatched"),
         (no_negatives, "hard negatives", "missing"),
