@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cluster.connection import connect
 from cluster.size import check_workers, training_cpus
 from pipelines.feeding import StreamedFeed
-from shine.config import Config
+from shine.config import Config, FeaturesConfig, TrackingConfig, load_config
 from shine.data.feeding import collated_ahead
 from shine.data.loading import Source, check_files
 from shine.data.sources import located
@@ -226,7 +226,7 @@ def _begin(config: Config, folder: Path, checksums: Mapping[str, str]) -> dict[s
         run = folder / RUN_FILE
         if not run.exists():
             return {}
-        if (folder / CONFIG_FILE).read_text() != config.to_yaml():
+        if _decides(load_config(folder / CONFIG_FILE)) != _decides(config):
             raise InputError(
                 f"{folder} holds a run of another configuration (see its {CONFIG_FILE}); choose "
                 f"another --out"
@@ -243,6 +243,13 @@ def _begin(config: Config, folder: Path, checksums: Mapping[str, str]) -> dict[s
             f"restore the data or choose another --out"
         )
     return json.loads(run.read_text())
+
+
+def _decides(config: Config) -> Config:
+    """What of a configuration decides a run: not who watches it, or how features reach it."""
+    reach = {name: FeaturesConfig.model_fields[name].default for name in ("feed", "cache")}
+    features = config.features.model_copy(update=reach)
+    return config.model_copy(update={"tracking": TrackingConfig(), "features": features})
 
 
 def _checksums(config: Config) -> dict[str, str]:

@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import tiny_config, tiny_data
 
@@ -82,6 +84,16 @@ def test_a_finished_run_is_left_alone(finished, root):
 def test_a_folder_of_another_configuration_is_refused(finished, root):
     with pytest.raises(ValueError, match="another configuration"):
         train_run(tiny_config(root, "train.seed=9"), finished[0])
+
+
+def test_who_watches_and_how_features_come_make_no_other_run(finished, root, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["tracking"]  # as written before there was such a section
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    other = tiny_config(root, "tracking.tensorboard=false", "features.feed=resident")
+    assert train_run(other, folder)["status"] == "finished"
 
 
 @pytest.mark.parametrize("kept", [True, False])
