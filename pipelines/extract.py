@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from cluster.size import data_workers
 from pipelines.stage import run_stage
 from shine.config import Config, ExtractConfig
 from shine.errors import InputError
+from shine.pretrained import folder_digest
 from shine.storage import Storage, is_url
 
 LINES: Final = "extract.jsonl"
@@ -127,9 +128,10 @@ def extract(config: Config, on_progress: Progress = lambda done, total, note: No
     settings = _located(config)
     videos, out = _storages(settings)
     _check_libraries()
+    digest = folder_digest(Path(settings.model)) if Path(settings.model).is_dir() else None
     rows, misnamed = found_videos(videos)
     there = set(out.names())
-    _check_settings(out, config, there)
+    _check_settings(out, config, digest, there)
     known, apart = _records(out)
     todo = [row for row in rows if f"{row['vid']}.npy" not in there or not _holds(known, row)]
     known |= {record["vid"]: record for record in misnamed}
@@ -226,12 +228,15 @@ def _check_libraries() -> None:
             raise InputError(f"features extract needs {module}, which is not installed: {_INSTALL}")
 
 
-def _check_settings(out: Storage, config: Config, there: Collection[str]) -> None:
+def _check_settings(
+    out: Storage, config: Config, digest: str | None, there: Collection[str]
+) -> None:
     """The features in `out`, if there are any, are by the settings of `config`, which it records.
 
     Args:
         out: the folder.
         config: the settings.
+        digest: of the model's folder; None: it is on the hub.
         there: names of the files in it.
 
     Raises:
@@ -245,6 +250,7 @@ def _check_settings(out: Storage, config: Config, there: Collection[str]) -> Non
         )
     asked = {
         "model": section.model,
+        "weights": digest,
         "revision": section.revision,
         "clip_seconds": clip_seconds,
         "frames_per_clip": section.frames_per_clip,
@@ -303,6 +309,10 @@ def found_videos(videos: Storage) -> tuple[list[Record], list[Record]]:
     """
     from shine.video.decoding import EXTENSIONS
 
+    if videos.exists(""):
+        raise InputError(
+            f"{videos.shown} is a file; set extract.videos to the folder that holds it"
+        )
     files: dict[str, list[str]] = {}
     for name in videos.names():
         path = PurePosixPath(name)

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipelines.features import pack
 from shine.config import Config
 from shine.data.store import FeatureStore
 from shine.errors import InputError
+from shine.pretrained import folder_digest
 from shine.storage import Storage
 
 
@@ -73,6 +75,8 @@ def test_videos_become_a_store_and_are_read_once(ray_cluster, root, model, shine
     }
     assert (found["phone"]["width"], found["phone"]["height"]) == SIZE[::-1]
     assert not list((root / "features").glob("extract.records/*"))
+    recorded = json.loads((root / "features" / "extract.json").read_text())
+    assert recorded["weights"] == folder_digest(model)
 
     before = {path.name: path.stat().st_mtime_ns for path in (root / "features").glob("*.npy")}
     assert sorted(before) == ["phone.npy", "slides.npy", "steady.npy"]
@@ -172,7 +176,13 @@ def test_a_folder_of_other_settings_or_of_other_files_is_not_mixed(root, model):
     out.mkdir()
     np.save(out / "v.npy", np.zeros((2, 3)))
     assert "1 npy files that this command did not write" in refused(config(root, model))
-    settings = {"model": "another", "revision": "main", "frames_per_clip": 2, "dtype": "float32"}
+    settings = {
+        "model": "another",
+        "weights": None,
+        "revision": "main",
+        "frames_per_clip": 2,
+        "dtype": "float32",
+    }
     (out / "extract.json").write_text(json.dumps({**settings, "clip_seconds": 2.0}))
     sentence = refused(config(root, model))
     assert "model another, not" in sentence
@@ -184,6 +194,11 @@ def test_a_folder_of_other_settings_or_of_other_files_is_not_mixed(root, model):
 
 def test_a_folder_without_videos_is_told(tmp_path, model):
     assert "no video in" in refused(config(tmp_path, model))
+
+
+def test_a_file_in_the_place_of_the_folder_of_videos_is_told(root, model):
+    sentence = refused(config(root, model, videos="videos/steady.mp4"))
+    assert sentence.endswith("steady.mp4 is a file; set extract.videos to the folder that holds it")
 
 
 def test_parts_of_clips_are_not_shorter_than_the_clock(root, model):
@@ -213,8 +228,8 @@ def test_two_files_of_one_name_are_refused(tmp_path):
     assert "is the name of 2 files (v.mkv, v.mp4); rename" in record["refused"]
 
 
-def test_what_workers_did_before_a_stop_is_not_done_again(root, model):
-    """A stopped job leaves files and their records; the lines are written from these."""
+def stopped(root, model):
+    """The configuration of a job that stopped when its workers had read the three videos."""
     settings = config(root, model)
     videos, out = root / "videos", root / "features"
     for bad in ("sound.mp4", "empty.avi"):
@@ -227,9 +242,31 @@ def test_what_workers_did_before_a_stop_is_not_done_again(root, model):
     worker(section(videos, out, model))(pa.Table.from_pylist(rows))
     assert not (out / "extract.jsonl").exists()
     asked = settings.extract.model_dump(include={"model", "revision", "frames_per_clip", "dtype"})
-    (out / "extract.json").write_text(json.dumps({**asked, "clip_seconds": 1.0}))
+    recorded = {**asked, "weights": folder_digest(model), "clip_seconds": 1.0}
+    (out / "extract.json").write_text(json.dumps(recorded))
+    return settings
+
+
+def test_what_workers_did_before_a_stop_is_not_done_again(root, model):
+    """A stopped job leaves files and their records; the lines are written from these."""
+    settings, out = stopped(root, model), root / "features"
     found = extract(settings)
     assert (found["num_videos"], found["num_read"]) == (3, 0)
     assert sorted(lines(root)) == ["phone", "slides", "steady"]
     assert not list((out / "extract.records").iterdir())
     assert extract(settings) == found
+
+
+def test_a_model_that_was_replaced_in_its_folder_is_refused(root, tmp_path):
+    folder = save_model(tmp_path / "own")
+    settings = stopped(root, folder)
+    (folder / "vocab.json").write_text("{}")  # words make no clips
+    assert extract(settings)["num_read"] == 0
+    preparation = (folder / "preprocessor_config.json").read_text()
+    (folder / "preprocessor_config.json").write_text(preparation.replace("0.48", "0.47"))
+    says = r"are of weights [0-9a-f]{64}, not [0-9a-f]{64}; set extract\.out"
+    assert re.search(says, refused(settings))
+    (folder / "preprocessor_config.json").write_text(preparation)
+    assert extract(settings)["num_read"] == 0
+    save_model(folder, seed=1)
+    assert re.search(says, refused(settings))
