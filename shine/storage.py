@@ -29,6 +29,14 @@ def is_url(name: str) -> bool:
     return "://" in name or "::" in name
 
 
+def shown(place: str | Path) -> str:
+    """A path or URL as it is told: without a password and without parameters, such as a signature.
+
+    Paths stay as they are.
+    """
+    return _without_secrets(str(place)) if is_url(str(place)) else str(place)
+
+
 class Storage:
     """A folder on this machine or at a fsspec URL, which exists after the first write.
 
@@ -44,7 +52,7 @@ class Storage:
     def __init__(
         self, url: str | Path, advice: str, *, sleep: Callable[[float], None] = time.sleep
     ):
-        self.shown = re.sub(r"//[^/]*@", "//...@", str(url))
+        self.shown = shown(url)
         self._advice = advice
         self._sleep = sleep
         with self._telling("open", ""):
@@ -202,10 +210,16 @@ class Storage:
             raise
         except Exception as error:
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-            reason = re.sub(r"//[^/\s]*@", "//...@", " ".join(str(reason).split()))[:300]
+            reason = _without_secrets(" ".join(str(reason).split()))[:300]
             place = f"{self.shown.rstrip('/')}/{name}" if name else self.shown
             kind = AbsentError if isinstance(error, FileNotFoundError) else InputError
             raise kind(f"cannot {verb} {place}: {reason}; {self._advice}") from None
+
+
+def _without_secrets(text: str) -> str:
+    """A text without the passwords and the parameters of the URLs in it."""
+    text = re.sub(r"//[^/\s]*@", "//...@", text)
+    return re.sub(r"(://[^\s?'\"]*)?\?(?(1)|(?=[\w.~%-]+=))((?!::)[^\s'\"])*", r"\1", text)
 
 
 def _sync(name: str) -> None:

@@ -1,10 +1,13 @@
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import numpy as np
 import pytest
 from s3_server import serving_s3
 
 from shine.data.shards import map_matrix, write_matrices
 from shine.errors import InputError
-from shine.storage import Storage, is_url
+from shine.storage import Storage, is_url, shown
 
 ADVICE = "set somewhere else"
 
@@ -67,6 +70,66 @@ def test_no_password_is_shown():
     with pytest.raises(InputError) as error:
         Storage("nosuch://user:hidden@host/folder", ADVICE).read("x")
     assert "hidden" not in str(error.value)
+
+
+class Refusing(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(403)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_no_signature_is_shown():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}/raw.h5"
+        storage = Storage(f"{url}?X-Amz-Credential=hidden&X-Amz-Signature=hidden", ADVICE)
+        with pytest.raises(InputError, match=rf"cannot read {url}: .*403.*url=.*{url}") as error:
+            storage.read("")
+        server.shutdown()
+    assert "hidden" not in str(error.value)
+    assert storage.shown == url
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("/data/what?/a=b", "/data/what?/a=b"),
+        ("https://host/a.h5?sig=hidden", "https://host/a.h5"),
+        ("https://host/a.h5?hidden", "https://host/a.h5"),
+        ("https://user:hidden@host/a?b=hidden", "https://...@host/a"),
+        ("zip://a.npy::https://host/b.zip?sig=hidden", "zip://a.npy::https://host/b.zip"),
+        ("a::https://host/b?sig=hidden::file://c", "a::https://host/b::file://c"),
+        ("memory://what?/a", "memory://what"),
+    ],
+)
+def test_places_are_shown_without_secrets(place, expected):
+    assert shown(place) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("no 'https://host/a?sig=hidden' there?", "no 'https://host/a' there?"),
+        ("GET /a.h5?X-Amz-Signature=hidden failed", "GET /a.h5 failed"),
+        ("which one? none", "which one? none"),
+        ("cannot reach //user:hidden@host", "cannot reach //...@host"),
+    ],
+)
+def test_reasons_are_told_without_secrets(monkeypatch, reason, expected):
+    storage = Storage("memory://reasons", ADVICE)
+
+    def fails(*_, **__):
+        raise OSError(reason)
+
+    monkeypatch.setattr(storage._fs, "cat_file", fails)
+    with pytest.raises(InputError) as error:
+        storage.read("x")
+    told = f"cannot read memory://reasons/x: OSError: {expected}; {ADVICE}"
+    assert str(error.value) == told
 
 
 def test_a_local_file_is_whole_or_as_before(tmp_path):

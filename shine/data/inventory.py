@@ -10,7 +10,7 @@ from shine.data.packing import source_widths, stored_clips
 from shine.data.sources import VideoRefused, located, open_source
 from shine.data.store import MANIFEST, FeatureStore, RangeStore, open_storage
 from shine.errors import InputError
-from shine.storage import is_url
+from shine.storage import is_url, shown
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def count_clips(config: Config, vids: Iterable[str]) -> Clips:
     features = located(config)
     if has_store(config):
         store = open_listed(config)
-        return Clips(features.store, dict(_held(store, vids)), {})
+        return Clips(shown(features.store), dict(_held(store, vids)), {})
     names = list(vids)
     widths = source_widths(features, names)
     sources = [open_source(part) for part in features.parts]
@@ -62,7 +62,8 @@ def count_clips(config: Config, vids: Iterable[str]) -> Clips:
             num_clips[vid] = len(stored_clips(parts, features, f"features of video {vid}"))
         except InputError as error:
             reasons[vid] = str(error)
-    return Clips(", ".join(part.path for part in features.parts), num_clips, reasons)
+    place = ", ".join(shown(part.path) for part in features.parts)
+    return Clips(place, num_clips, reasons)
 
 
 def open_listed(config: Config) -> FeatureStore:

@@ -18,7 +18,7 @@ from shine.data.text import TextTable, open_texts
 from shine.data.text_store import TextStore
 from shine.errors import InputError
 from shine.language.negatives import HardNegatives, read_negatives
-from shine.storage import is_url
+from shine.storage import is_url, shown
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def check_store(store: FeatureStore, features: FeaturesConfig) -> None:
     if features.width is not None and store.width != features.width:
         wrong = f"clips of {features.width} columns (features.width), got {store.width}"
     elif bool(audio) != (features.audio is not None):
-        name = features.audio and features.audio.path
+        name = features.audio and shown(features.audio.path)
         wrong = f"features.audio={name}, got {audio} columns of audio"
     elif manifest["clip_seconds"] != features.clip_seconds:
         wrong = f"features.clip_seconds={features.clip_seconds}, got {manifest['clip_seconds']}"

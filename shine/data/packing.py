@@ -25,7 +25,7 @@ from shine.data.pooling import num_pooled, pool_clips
 from shine.data.shards import ShardFile, write_matrices
 from shine.data.sources import Source, VideoRefused, located, open_source
 from shine.errors import InputError
-from shine.storage import AbsentError, Storage, is_url
+from shine.storage import AbsentError, Storage, shown
 
 # Sources whose clips are joined may differ in their number by so many clips, or by this share.
 _SPARE_CLIPS, _SPARE_SHARE = 2, 0.1
@@ -193,7 +193,7 @@ def source_widths(config: FeaturesConfig, vids: Sequence[str]) -> tuple[int, ...
     widths = tuple(_first_width(source, vids) for source in sources)
     if config.width is not None and sum(widths) != config.width:
         found = " + ".join(
-            f"{width} ({part.path.rstrip('/').rsplit('/', 1)[-1]})"
+            f"{width} ({shown(part.path).rstrip('/').rsplit('/', 1)[-1]})"
             for width, part in zip(widths, config.parts, strict=True)
         )
         raise InputError(
@@ -234,7 +234,8 @@ def stored_clips(
     ]
     lengths = [len(part) for part in parts]
     if max(lengths) - min(lengths) > max(_SPARE_CLIPS, _SPARE_SHARE * max(lengths)):
-        found = ", ".join(f"{n} in {s.path}" for n, s in zip(lengths, config.parts, strict=True))
+        places = [shown(part.path) for part in config.parts]
+        found = ", ".join(f"{n} in {place}" for n, place in zip(lengths, places, strict=True))
         raise InputError(
             f"{where}: the numbers of clips differ too much to be of one stride ({found}); extract "
             f"all with clips of {config.clip_seconds:g} s, or set clip_seconds of the source"
@@ -259,7 +260,7 @@ def _pooled(clips: np.ndarray, source: SourceConfig, clip_seconds: float, where:
     if count * clips.shape[1] * 4 > MAX_BYTES:
         raise InputError(
             f"{where}: {count} clips of {clip_seconds:g} s take more than {MAX_BYTES >> 20} MiB; "
-            f"correct features.clip_seconds or clip_seconds of {source.path}"
+            f"correct features.clip_seconds or clip_seconds of {shown(source.path)}"
         )
     return pool_clips(clips, source.clip_seconds, clip_seconds, source.pool)
 
@@ -422,8 +423,7 @@ def _write_manifest(
 
 def _described(source: SourceConfig) -> Any:
     """A source as it was configured; a URL without its parameters, which may be a signature."""
-    path = source.path.split("?")[0] if is_url(source.path) else source.path
-    return source.model_copy(update={"path": path}).model_dump(mode="json")
+    return source.model_copy(update={"path": shown(source.path)}).model_dump(mode="json")
 
 
 def _named_file(stem: str, ending: str, content: bytes) -> ShardFile:

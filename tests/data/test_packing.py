@@ -15,6 +15,7 @@ from s3_server import serving_s3
 from shine.config import Config, FeaturesConfig, SourceConfig
 from shine.data import packing
 from shine.data.dataset import gather_clips
+from shine.data.inventory import count_clips
 from shine.data.packing import pack_store, pack_units, source_widths
 from shine.data.sources import VideoRefused, open_source
 from shine.data.store import FeatureStore
@@ -659,6 +660,35 @@ def test_a_signed_url_is_not_repeated_in_the_manifest(tmp_path):
     made(tmp_path, 1)
     described = packing._described(SourceConfig(path="https://host/raw.h5?X-Signature=secret"))
     assert described == "https://host/raw.h5"
+
+
+def test_a_signed_url_is_not_repeated_in_a_reason(tmp_path):
+    signed = f"memory://{tmp_path.name}/raw?X-Signature=secret"
+    config = feature_config(tmp_path, sources=[signed, str(tmp_path / "raw")]).features
+    far = [clips(0, length=40), clips(1, length=20)]
+    for part in (far, [np.full((2, 4), 1e6, np.float32)] * 2):
+        with pytest.raises(InputError) as told:
+            packing.stored_clips(part, config.model_copy(update={"normalize": False}))
+        assert "secret" not in str(told.value)
+    with pytest.raises(InputError, match=r"no features in memory://[^?]*/raw: expected") as told:
+        pack_store(feature_config(tmp_path, sources=[signed]), ["v"])
+    assert "secret" not in str(told.value)
+
+
+def test_what_packing_tells_of_a_signed_source_has_no_signature(tmp_path):
+    signed = f"memory://{tmp_path.name}/raw?X-Signature=secret"
+    save(tmp_path / "raw", a=clips(0), bad=np.full((2, 4), np.nan))
+    for path in (tmp_path / "raw").iterdir():
+        Storage(signed, "").write(path.name, path)  # in memory, all of it is a name
+    config = feature_config(tmp_path, sources=[signed])
+    told = count_clips(config, ["a", "bad", "gone"])
+    assert told.place == f"memory://{tmp_path.name}/raw"
+    assert sorted(told.reasons) == ["bad", "gone"]
+    assert "secret" not in str(told)
+    manifest = pack_store(config, ["a", "bad", "gone"])
+    assert manifest["sources"] == [f"memory://{tmp_path.name}/raw"]
+    assert len(manifest["refused"]) == 2
+    assert "secret" not in str(manifest)
 
 
 def test_shards_that_another_job_removed_are_missed(tmp_path, small_units):
