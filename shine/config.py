@@ -661,7 +661,8 @@ def _sentence(section: type[Section], item: Any, where: str) -> str:
     place = f"{where}: {name}" if name else where
     if item["type"] == _UNSHOWN or isinstance(item["input"], Section | dict):
         return f"{place}: {message}"
-    got = re.sub(r"//[^/]*@", "//...@", repr(item["input"]))  # no password of a URL
+    got = re.sub(r"//[^/]*@", "//...@", repr(item["input"]))  # no password of a URL,
+    got = re.sub(r"(://[^?']*)\?[^']*", r"\1", got)  # and no signature
     return f"{place}: {message}, got {got}"
 
 

@@ -17,6 +17,7 @@ from shine.data.text_files import TextOrigin, needed_texts, text_files
 from shine.data.text_store import TextStore, read_manifest, text_storage
 from shine.errors import InputError
 from shine.language.negatives import read_negatives
+from shine.storage import shown
 
 Status = Literal["ok", "missing", "mismatched", "unknown", "not needed"]
 
@@ -231,7 +232,8 @@ def _sources(config: Config) -> Iterator[Finding]:
     """Raw features of a store that is still to be packed."""
     vids = _videos(config)
     for part in located(config).parts:
-        name = f"features {part.path.rstrip('/').rsplit('/', 1)[-1]}"
+        place = shown(part.path)
+        name = f"features {place.rstrip('/').rsplit('/', 1)[-1]}"
         advice = _origin(config).features
         try:
             source = open_source(part)
@@ -244,10 +246,10 @@ def _sources(config: Config) -> Iterator[Finding]:
             yield Finding(name, "mismatched", str(error), advice, needed=False)
             continue
         if None in held:
-            found = f"{part.path}: not looked at, packing copies it and tells what it lacks"
+            found = f"{place}: not looked at, packing copies it and tells what it lacks"
             yield Finding(name, "unknown", found, needed=False)
             continue
-        found = f"{part.path}: {held.count(True)} of the {len(vids)} videos of the annotations"
+        found = f"{place}: {held.count(True)} of the {len(vids)} videos of the annotations"
         if all(held):
             yield Finding(name, "ok", found, needed=False)
         else:

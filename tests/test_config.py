@@ -81,6 +81,12 @@ def test_a_value_that_may_hold_a_secret_is_refused_and_not_shown(override):
     assert "canary" not in str(error.value)
 
 
+def test_a_signature_in_a_url_at_the_wrong_place_is_not_shown():
+    with pytest.raises(InputError, match=r"features.sources: .* got 'https://host/a.h5'") as error:
+        load_config(None, ["features.sources=https://host/a.h5?X-Signature=canary"])
+    assert "canary" not in str(error.value)
+
+
 @pytest.mark.parametrize("override", ["epochs=3", "train.epochs", "=1"])
 def test_a_malformed_override_shows_the_right_form(override):
     with pytest.raises(InputError, match=r"section\.key=value"):

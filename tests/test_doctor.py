@@ -15,6 +15,7 @@ from shine.data.loading import Source
 from shine.data.text_files import needed_texts
 from shine.doctor import could_train, examine
 from shine.errors import InputError
+from shine.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +178,18 @@ def test_raw_features_are_counted_where_nothing_is_packed(root):
     )
     findings = examine(tiny_config(root, "features.sources=[none]"))
     assert "no features in" in only(findings, "features none").found
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_signed_source_is_told_without_its_signature(root, tmp_path, written):
+    drop_store(root)
+    signed = f"memory://{tmp_path.name}/raw?X-Signature=secret"
+    if written:
+        Storage(signed, "").write("v1.npy", root / "features" / "v1.npy")
+    found = only(examine(tiny_config(root, f"features.sources=['{signed}']")), "features raw").found
+    assert ("1 of the 12 videos" in found) == written
+    assert "/raw:" in found
+    assert "secret" not in found
 
 
 @pytest.mark.parametrize(
