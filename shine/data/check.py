@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from shine.config import Config, FeaturesConfig
 from shine.data.annotations import write_jsonl
 from shine.data.formats import read_entries
-from shine.data.inventory import Clips, count_clips
+from shine.data.inventory import ClipCounts, count_clips
 from shine.data.scan import Example, Scan, beyond_seconds, check_rows, scan_file
 from shine.data.strides import begins_in_reach, clip_strides, kept_clips, too_many_derived
 from shine.errors import InputError
@@ -147,7 +147,7 @@ def with_roles(files: Sequence[Path], config: Config | None) -> list[tuple[str, 
 def check(
     files: Sequence[tuple[str, Path]],
     config: Config | None = None,
-    count: Callable[[Config, Iterable[str]], Clips] | None = count_clips,
+    count: Callable[[Config, Iterable[str]], ClipCounts] | None = count_clips,
 ) -> dict[str, Any]:
     """What annotation files hold and everything that is wrong with them, as JSON can say it.
 
@@ -311,7 +311,7 @@ def _shared(roles: tuple[str, str]) -> str:
 
 
 def _check_clips(
-    scans: Sequence[Scan], names: Sequence[str], config: Config, clips: Clips
+    scans: Sequence[Scan], names: Sequence[str], config: Config, clips: ClipCounts
 ) -> dict[str, Any]:
     """The findings of each scan have what training finds wrong with its features."""
     reference = config.data.compat == "reference"
@@ -343,7 +343,7 @@ def _check_clips(
 
 
 def _missing(
-    scan: Scan, names: Sequence[str], stored: Int[np.ndarray, " video"], clips: Clips
+    scan: Scan, names: Sequence[str], stored: Int[np.ndarray, " video"], clips: ClipCounts
 ) -> None:
     absent = np.flatnonzero(stored[scan.video] == 0)
     _add_videos(

@@ -14,7 +14,7 @@ from shine.storage import is_url, shown
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipCounts:
     """How many clips each video has."""
 
     place: str  # the store or the sources
@@ -31,7 +31,7 @@ def has_store(config: Config) -> bool:
     return open_storage(located(config).store).exists(MANIFEST)
 
 
-def count_clips(config: Config, vids: Iterable[str]) -> Clips:
+def count_clips(config: Config, vids: Iterable[str]) -> ClipCounts:
     """The clips of the videos, of the store of a configuration; without one, of its sources.
 
     Raw features are read as packing reads them, one video after the other.
@@ -46,7 +46,7 @@ def count_clips(config: Config, vids: Iterable[str]) -> Clips:
     features = located(config)
     if has_store(config):
         store = open_listed(config)
-        return Clips(shown(features.store), dict(_held(store, vids)), {})
+        return ClipCounts(shown(features.store), dict(_held(store, vids)), {})
     names = list(vids)
     widths = source_widths(features, names)
     sources = [open_source(part) for part in features.parts]
@@ -63,7 +63,7 @@ def count_clips(config: Config, vids: Iterable[str]) -> Clips:
         except InputError as error:
             reasons[vid] = str(error)
     place = ", ".join(shown(part.path) for part in features.parts)
-    return Clips(place, num_clips, reasons)
+    return ClipCounts(place, num_clips, reasons)
 
 
 def open_listed(config: Config) -> FeatureStore:

@@ -23,7 +23,7 @@ from shine.data.arrays import MAX_BYTES, unit_rows
 from shine.data.layout import FORMAT, MANIFEST
 from shine.data.pooling import num_pooled, pool_clips
 from shine.data.shards import ShardFile, write_matrices
-from shine.data.sources import Source, VideoRefused, located, open_source
+from shine.data.sources import RawSource, VideoRefused, located, open_source
 from shine.errors import InputError
 from shine.storage import AbsentError, Storage, shown
 
@@ -203,7 +203,7 @@ def source_widths(config: FeaturesConfig, vids: Sequence[str]) -> tuple[int, ...
     return widths
 
 
-def _first_width(source: Source, vids: Iterable[str]) -> int:
+def _first_width(source: RawSource, vids: Iterable[str]) -> int:
     reason = ""
     for vid in vids:
         try:

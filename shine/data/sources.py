@@ -36,7 +36,7 @@ class VideoRefused(InputError):  # noqa: N818
 
 
 @runtime_checkable
-class Source(Protocol):
+class RawSource(Protocol):
     """Raw features by one extractor."""
 
     config: SourceConfig
@@ -88,7 +88,7 @@ def located(config: Config) -> FeaturesConfig:
     )
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(config: SourceConfig) -> RawSource:
     """The source that `config` names, ready to be read; what it is is told by its content.
 
     Raises:
@@ -140,7 +140,7 @@ class _Folder:
         self._storage = storage
 
     def read(self, vid: str, width: int | None = None) -> Clips:
-        """See `Source`."""
+        """See `RawSource`."""
         _check_vid(vid)
         name = self._find(vid)
         if name is None:
@@ -163,11 +163,11 @@ class _Folder:
         return _of_width(clips, width, where)
 
     def holds(self, vid: str) -> bool:
-        """See `Source`."""
+        """See `RawSource`."""
         return not _is_unsafe(vid) and self._find(vid) is not None
 
     def version(self, vid: str) -> str:
-        """See `Source`."""
+        """See `RawSource`."""
         name = None if _is_unsafe(vid) else self._find(vid)
         return ABSENT if name is None else f"{name} {self._storage.version(name)}"
 
@@ -219,7 +219,7 @@ class _Container:
         self._opener = opener
 
     def read(self, vid: str, width: int | None = None) -> Clips:
-        """See `Source`."""
+        """See `RawSource`."""
         _check_vid(vid)
         opened = self._opened
         name = self._named(vid)
@@ -233,13 +233,13 @@ class _Container:
         return _of_width(clips, width, where)
 
     def holds(self, vid: str) -> bool | None:
-        """See `Source`."""
+        """See `RawSource`."""
         if self._storage.local(self._name) is None:
             return None
         return not _is_unsafe(vid) and self._opened.holds(self._named(vid))
 
     def version(self, vid: str) -> str:
-        """See `Source`."""
+        """See `RawSource`."""
         return self._version
 
     def _named(self, vid: str) -> str:
