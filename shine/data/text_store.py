@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shine.config import Config, TextConfig
 from shine.data.local_copy import is_whole, local_copy
@@ -364,16 +365,43 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
         return None
     where = f"{storage.shown}/{MANIFEST}"
     try:
-        manifest = json.loads(storage.read(MANIFEST))
+        content = storage.read(MANIFEST)
+        manifest = json.loads(content)
         found = manifest.get("format")
-    except (ValueError, AttributeError):
+    except InputError:
+        raise
+    except (ValueError, AttributeError, RecursionError):
         raise InputError(f"{where} is not the manifest of a text store; set text.store") from None
     if found != FORMAT:
         raise InputError(
             f"{where}: expected a text store of format {FORMAT}, got {found}; set text.store to "
             f"another folder, or remove this one and run `shine text encode` again"
         )
+    try:
+        listed = _Manifest.model_validate_json(content)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(str(part) for part in wrong["loc"])
+        raise InputError(
+            f"{where} is not as encoding writes it ({key}: {wrong['msg']}); remove the store and "
+            f"run `shine text encode` again"
+        ) from None
+    if any(PurePosixPath(file.name).name != file.name for file in [listed.texts, *listed.shards]):
+        raise InputError(f"{where} names files outside its folder; set text.store to another one")
     return manifest
+
+
+class _Manifest(BaseModel):
+    """What reading a store relies on in its manifest."""
+
+    model_config = ConfigDict(strict=True)
+
+    encoder: dict[str, Any]
+    num_texts: int
+    num_tokens: int
+    num_truncated: int
+    texts: ShardFile
+    shards: list[ShardFile]
 
 
 def encoder_digest(identity: Identity) -> str:

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -308,6 +309,31 @@ def test_a_manifest_of_another_format_is_refused(tmp_path):
             TextStore.open(at(folder), tmp_path)
         with pytest.raises(InputError, match=says):
             TextWriter(text_storage(at(folder)), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"encoder": None},
+            r"is not as encoding writes it \(encoder: Input should be an object",
+        ),
+        ({"shards": 3}, r"is not as encoding writes it \(shards: Input should be a valid"),
+        (
+            {"texts": {"name": "a"}},
+            r"is not as encoding writes it \(texts.sha256: Field required\)",
+        ),
+        ({"texts": {"name": "../a", "sha256": "", "bytes": 1}}, "names files outside its folder"),
+    ],
+)
+def test_a_manifest_of_another_form_is_one_sentence(tmp_path, change, says):
+    config = at(tmp_path / "texts")
+    manifest = written(config, ["a"]) | change
+    (tmp_path / "texts" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=says):
+        TextStore.open(config, tmp_path)
+    with pytest.raises(InputError, match=says):
+        TextWriter(text_storage(config), IDENTITY)
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):
