@@ -105,7 +105,8 @@ def test_a_published_recipe_differs_from_its_own_only_in_protocol_and_compatibil
     assert changed >= {f"{s}.compat" for s in ("data", "model", "loss", "evaluate")}
     assert changed <= {
         "data.compat", "data.train", "data.validation", "data.max_clips",
-        "model.compat", "loss.compat", "features.dtype", "features.store", "text.dtype", "text.store",
+        "model.compat", "loss.compat",
+        "features.dtype", "features.store", "text.dtype", "text.store",
         "train.seed", "train.bucket_batches", "train.select_by", "train.num_workers",
         "evaluate.compat", "evaluate.limit_seconds", "evaluate.round_seconds",
     }  # fmt: skip
