@@ -197,7 +197,7 @@ def _is_packed(config: Config) -> bool:
 
 
 def _features(config: Config, report: Mapping[str, Any]) -> Iterator[Finding]:
-    store = config.features.store
+    store = shown(located(config).store)
     pack = "`shine features pack --config ...` makes it"
     try:
         if not has_store(config):
