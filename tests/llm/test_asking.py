@@ -223,7 +223,9 @@ def test_a_storage_that_fails_ends_the_batch(tmp_path):
 
     async def main():
         bench = Bench(tmp_path)
-        with pytest.raises(InputError, match="cannot write .*/segments/.*; set negatives.llm.store"):
+        with pytest.raises(
+            InputError, match="cannot write .*/segments/.*; set negatives.llm.store"
+        ):
             await bench.ask("b", requests(*range(100)), Endpoint())
 
     simulated.run(main())
