@@ -1,6 +1,7 @@
 """Folders at any fsspec URL: files that are whole or absent, errors in one sentence."""
 
 import contextlib
+import hashlib
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shine.errors import InputError
 
 _TRIES: Final = 5  # at a write to a remote storage
+_PIECE: Final = 2**23  # bytes of a file read at a time
 _TOGETHER: Final = 256  # small files asked for, or removed, at once
 
 
@@ -146,6 +148,14 @@ class Storage:
             file = self._fs.open(self._at(name), "rb")
         with file:
             yield file
+
+    def sha256(self, name: str) -> str:
+        """The SHA-256 of a file, in hexadecimal, read piece by piece."""
+        digest = hashlib.sha256()
+        with self._telling("read", name), self._fs.open(self._at(name), "rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        return digest.hexdigest()
 
     def fetch(self, name: str, path: Path) -> None:
         """`path` is a copy of a file."""

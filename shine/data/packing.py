@@ -22,7 +22,7 @@ from shine.config import Config, FeaturesConfig, SourceConfig
 from shine.data.arrays import MAX_BYTES, unit_rows
 from shine.data.layout import FORMAT, MANIFEST
 from shine.data.pooling import num_pooled, pool_clips
-from shine.data.shards import ShardFile, write_matrices
+from shine.data.shards import ShardFile, write_content, write_matrices
 from shine.data.sources import RawSource, VideoRefused, located, open_source
 from shine.errors import InputError
 from shine.storage import AbsentError, Storage, shown
@@ -35,7 +35,6 @@ _RECORDS: Final = "building"  # how names of records begin
 _RECORD: Final = re.compile(rf"{_RECORDS}-\d+-[0-9a-f]{{32}}\.json")
 # What packing writes beside the manifest and the records, also that of earlier formats.
 _OURS: Final = re.compile(r"(shard-[\w.-]+\.arrow|videos(-\w+)?\.parquet)")
-_CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ class Packer:
         record = self._record(unit)
         if self._storage.exists(record):
             known = Packed.from_json(self._storage.read(record))
-            if all(is_whole(self._storage, shard.file) for shard in known.shards):
+            if all(_is_as_written(self._storage, shard.file) for shard in known.shards):
                 return known
         packed = self._pack(unit)
         self._storage.write(record, packed.to_json().encode())
@@ -265,19 +264,17 @@ def _pooled(clips: np.ndarray, source: SourceConfig, clip_seconds: float, where:
     return pool_clips(clips, source.clip_seconds, clip_seconds, source.pool)
 
 
-def is_whole(storage: Storage, file: ShardFile) -> bool:
+def _is_as_written(storage: Storage, file: ShardFile) -> bool:
     """Whether `storage` holds `file` as it was written.
 
     Raises:
         InputError: the storage failed.
     """
-    if not storage.exists(file.name) or storage.size(file.name) != file.bytes:
-        return False
-    digest = hashlib.sha256()
-    with storage.open(file.name) as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest() == file.sha256
+    return (
+        storage.exists(file.name)
+        and storage.size(file.name) == file.bytes
+        and storage.sha256(file.name) == file.sha256
+    )
 
 
 def pack_units(
@@ -401,8 +398,7 @@ def _write_manifest(
     ]
     content = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), content)
-    videos = _named_file("videos", "parquet", content.getvalue())
-    storage.write(videos.name, content.getvalue())
+    videos = write_content(storage, "videos", "parquet", content.getvalue())
     manifest = {
         "format": FORMAT,
         "width": sum(widths),
@@ -424,9 +420,3 @@ def _write_manifest(
 def _described(source: SourceConfig) -> Any:
     """A source as it was configured; a URL without its parameters, which may be a signature."""
     return source.model_copy(update={"path": shown(source.path)}).model_dump(mode="json")
-
-
-def _named_file(stem: str, ending: str, content: bytes) -> ShardFile:
-    """How a manifest lists a file of `content`, whose name carries its checksum."""
-    digest = hashlib.sha256(content).hexdigest()
-    return ShardFile(f"{stem}-{digest[:12]}.{ending}", digest, len(content))

@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
@@ -18,18 +18,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
 from shine.data.layout import FORMAT, MANIFEST
 from shine.data.local_copy import default_cache, is_whole, local_copy
-from shine.data.shards import ShardFile, map_matrix
+from shine.data.shards import Listing, ShardFile, map_matrix, read_listing
 from shine.errors import InputError
 from shine.files import sha256
 from shine.storage import Storage
 
 _HEAD: Final = 4096  # bytes of a shard that hold all that lies before its clips
-_CHUNK: Final = 2**23  # bytes read at a time
 
 _VIDEOS: Final = pa.schema(
     [
@@ -228,11 +227,7 @@ class RangeStore(FeatureStore):
             self._begins[name] = _first_clip(head, f"{self.folder}/{name}")
 
     def _digest(self, name: str) -> str:
-        digest = hashlib.sha256()
-        with self._storage.open(name) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return self._storage.sha256(name)
 
 
 def padded(
@@ -304,24 +299,15 @@ def _read_index(storage: Storage) -> _Index:
             f"{storage.shown}: expected a store of format {FORMAT}, got {found}; pack the features "
             f"again"
         )
-    try:
-        listed = _Manifest.model_validate_json(content)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(str(part) for part in wrong["loc"])
-        raise InputError(
-            f"{where} is not as packing writes it ({key}: {wrong['msg']}); pack the features again"
-        ) from None
-    if any(PurePosixPath(file.name).name != file.name for file in [listed.videos, *listed.shards]):
-        raise InputError(f"{where} names files outside its folder; pack the features again")
+    listed = read_listing(
+        _Manifest, content, where=where, maker="packing", advice="pack the features again"
+    )
     places = _places(storage, listed.videos)
     return _Index(manifest, hashlib.sha256(content).hexdigest(), listed.shards, places)
 
 
-class _Manifest(BaseModel):
-    """What reading a store relies on in its manifest."""
-
-    model_config = ConfigDict(strict=True)
+class _Manifest(Listing):
+    """That of clips."""
 
     width: Annotated[int, Field(ge=1)]
     audio_width: Annotated[int, Field(ge=0)] = 0
@@ -333,6 +319,11 @@ class _Manifest(BaseModel):
     simulated: str | None
     videos: ShardFile
     shards: list[ShardFile]
+
+    @property
+    def files(self) -> list[ShardFile]:
+        """See `Listing`."""
+        return [self.videos, *self.shards]
 
 
 def _cut(where: str | Path, file: ShardFile) -> InputError:

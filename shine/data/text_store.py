@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -20,11 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shine.config import Config, TextConfig
 from shine.data.local_copy import is_whole, local_copy
-from shine.data.shards import ShardFile, map_matrix, write_matrices
+from shine.data.shards import (
+    Listing,
+    ShardFile,
+    map_matrix,
+    read_listing,
+    write_content,
+    write_matrices,
+)
 from shine.errors import InputError
 from shine.files import sha256
 from shine.storage import Storage, is_url
@@ -303,11 +309,7 @@ class TextWriter:
         schema = _SCHEMA.with_metadata({_METADATA: json.dumps(metadata).encode()})
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist([*rows], schema=schema), sink, compression="zstd")
-        content = sink.getvalue()
-        digest = hashlib.sha256(content).hexdigest()
-        file = ShardFile(f"{stem}-{digest[:12]}.parquet", digest, len(content))
-        self._storage.write(file.name, content)
-        return file
+        return write_content(self._storage, stem, "parquet", sink.getvalue())
 
     def _take(self, content: bytes, shards: Sequence[ShardFile]) -> None:
         """The rows of a table count, with the shards that they name."""
@@ -377,24 +379,13 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
             f"{where}: expected a text store of format {FORMAT}, got {found}; set text.store to "
             f"another folder, or remove this one and run `shine text encode` again"
         )
-    try:
-        listed = _Manifest.model_validate_json(content)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(str(part) for part in wrong["loc"])
-        raise InputError(
-            f"{where} is not as encoding writes it ({key}: {wrong['msg']}); remove the store and "
-            f"run `shine text encode` again"
-        ) from None
-    if any(PurePosixPath(file.name).name != file.name for file in [listed.texts, *listed.shards]):
-        raise InputError(f"{where} names files outside its folder; set text.store to another one")
+    advice = "remove the store and run `shine text encode` again"
+    read_listing(_Manifest, content, where=where, maker="encoding", advice=advice)
     return manifest
 
 
-class _Manifest(BaseModel):
-    """What reading a store relies on in its manifest."""
-
-    model_config = ConfigDict(strict=True)
+class _Manifest(Listing):
+    """That of texts."""
 
     encoder: dict[str, Any]
     num_texts: int
@@ -402,6 +393,11 @@ class _Manifest(BaseModel):
     num_truncated: int
     texts: ShardFile
     shards: list[ShardFile]
+
+    @property
+    def files(self) -> list[ShardFile]:
+        """See `Listing`."""
+        return [self.texts, *self.shards]
 
 
 def encoder_digest(identity: Identity) -> str:
